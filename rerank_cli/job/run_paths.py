@@ -129,13 +129,13 @@ class RunPaths:
         """Descriptors of the pipes and devices that `open_pipes` opened."""
 
     def refuse_existing(self, is_mine: Callable[[Path], bool] = lambda _: False, *, anew: bool = False) -> None:
-        """`OutputError` if a file exists and may not be replaced.
+        """`OutputError` if a file exists and may not be replaced; names the output before the files beside it.
 
         is_mine: whether the same job wrote a file. anew: ask the stores once more.
         """
         urls = [path for path in self._names.files.values() if isinstance(path, UrlPath) and anew]
         now = dict(zip(urls, at_once([path.exists for path in urls]), strict=True))
-        for path in self._names.files.values():
+        for path in reversed(self._names.files.values()):
             if isinstance(path, UrlPath):
                 there = now.get(path, self.was_there(path))
             else:

@@ -213,6 +213,17 @@ def test_two_outputs_are_never_one_file(tmp_path: Path, options: dict[str, str])
     assert "two outputs in one file" in refusal(tmp_path, tmp_path / "out.jsonl", **paths).message
 
 
+def test_of_files_that_exist_the_output_is_named(tmp_path: Path) -> None:
+    out, report, errors = (tmp_path / f"o.jsonl{more}" for more in ("", ".report.json", ".errors.jsonl"))
+    for path in (out, report, errors):
+        path.write_text("mine")
+    with pytest.raises(OutputError, match=r"/o\.jsonl: exists"):
+        opened(out)
+    out.unlink()
+    with pytest.raises(OutputError, match=r"/o\.jsonl\.report\.json: exists"):
+        opened(out)
+
+
 @pytest.mark.parametrize("which", ["output", "errors", "report"])
 def test_a_missing_folder_is_refused_before_anything_is_computed(tmp_path: Path, which: str) -> None:
     missing = tmp_path / "no" / "file.jsonl"
