@@ -49,7 +49,7 @@ def encode_parts(
     pairs, places = (found.pairs, found.places) if found else distinct_pairs(window)
     to_compute = found.to_compute() if found else range(len(pairs))
     if known and found and known.encodes_all:
-        others = [*found.known(), *found.awaited]
+        others = [*(place for place, entry in enumerate(found.entries) if entry is not None), *found.awaited]
         for place, entry in zip(others, _encode_by_limits([pairs[place] for place in others], encoder), strict=True):
             found.entries[place] = entry
     of_image: dict[ImageSource | None, list[int]] = {None: []}

@@ -228,7 +228,16 @@ class FileDestination:
             self.next_window, self.state = self._job.next_window, self._job.state
             self.notes, self.completed = self._job.notes, self._job.completed
             if self.completed is None:
-                self._open_sink()
+                if output_format(self._names) == "parquet":
+                    with self.reading():
+                        self.sink = ParquetSink(
+                            self._rows, self._names.output, self._shape, self._selection,
+                            earlier=self._open_parts, like=self._like,
+                        )  # fmt: skip
+                elif output_format(self._names) in SEPARATORS:
+                    self.sink = SeparatedSink(self._rows, self._shape, self._selection)
+                else:
+                    self.sink = JsonlSink(self._rows, self._shape, self._selection)
                 self.errors = ErrorRows(self._bad, self._shape)
             self._stack = stack.pop_all()
         return self
@@ -280,8 +289,13 @@ class FileDestination:
         elif not job.size("rows"):
             job.append({"rows": compress(b"", self._names.output)})  # an empty file is not valid gzip or zstd
         with naming(self._out):
-            for kind in self._names.results:
-                document |= {kind: self._output_facts(kind, work if kind == "output" else kind)}
+            for kind in self._names.results:  # each is still a work file
+                member = work if kind == "output" else kind
+                size, sha256 = job.seal(member)
+                document[kind] = {
+                    "path": str(self._names.files[kind]), "sha256": sha256, "bytes": size,
+                    "modified_ns": job.path(member).stat().st_mtime_ns,
+                }  # fmt: skip
             self._write_whole("report", dump_document(document))
             if "page" in self._names.files:
                 self._write_whole("page", render_report(document, self._names.title))
@@ -316,12 +330,6 @@ class FileDestination:
         with self._job.writing(name) as file:
             file.append(data)
 
-    def _output_facts(self, kind: str, work: str) -> dict[str, Any]:
-        """What the report says about an output, while it is still a work file."""
-        size, sha256 = self._job.seal(work)
-        modified = self.path(work).stat().st_mtime_ns
-        return {"path": str(self._names.files[kind]), "sha256": sha256, "bytes": size, "modified_ns": modified}
-
     def give_up(self) -> str | None:
         """See `Destination`."""
         self._has_errors = self._job.size("errors") > 0
@@ -331,25 +339,24 @@ class FileDestination:
 
     @property
     def holds_rows(self) -> bool:
-        """See `Destination`."""
-        return self._out.is_file() and _holds_rows(self._out)
+        """See `Destination`; true also of an output that cannot be read."""
+        if not self._out.is_file():
+            return False
+        try:
+            with self._out.open("rb") as raw:
+                if raw.read(4) == b"PAR1":
+                    from rerank_cli.formats import parquet_reader
+
+                    return parquet_reader.row_count(str(self._out)) > 0
+            with open_input(str(self._out)) as stream:
+                return stream.read(1) != b""
+        except (OSError, InputError):
+            return True
 
     @property
     def errors_file(self) -> str | None:
         """See `Destination`."""
         return str(self._names.files["errors"]) if self._has_errors else None
-
-    def _open_sink(self) -> None:
-        if output_format(self._names) == "parquet":
-            with self.reading():
-                self.sink = ParquetSink(
-                    self._rows, self._names.output, self._shape, self._selection,
-                    earlier=self._open_parts, like=self._like,
-                )  # fmt: skip
-        elif output_format(self._names) in SEPARATORS:
-            self.sink = SeparatedSink(self._rows, self._shape, self._selection)
-        else:
-            self.sink = JsonlSink(self._rows, self._shape, self._selection)
 
     def _open_parts(self) -> list[pa.NativeFile]:
         """The tables so far: those of finished windows, then those of the current one."""
@@ -480,20 +487,6 @@ def paths_of_inputs(names: Names, inputs: Sequence[Input], *, overwrite: bool) -
     """The paths of a run that reads only inputs."""
     read = {f"input {number}": path_of(item.path) for number, item in enumerate(inputs, 1) if item.path != STDIN}
     return RunPaths(names, read, folders=folders_of(inputs), overwrite=overwrite)
-
-
-def _holds_rows(path: Path) -> bool:
-    """Whether an output has content; true also if it cannot be read."""
-    try:
-        with path.open("rb") as raw:
-            if raw.read(4) == b"PAR1":
-                from rerank_cli.formats import parquet_reader
-
-                return parquet_reader.row_count(str(path)) > 0
-        with open_input(str(path)) as stream:
-            return stream.read(1) != b""
-    except (OSError, InputError):
-        return True
 
 
 def place_page(names: Names, document: Mapping[str, Any], paths: RunPaths, files: Files) -> None:

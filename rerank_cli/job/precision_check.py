@@ -27,7 +27,8 @@ from rerank_cli.encoding.encoder import Encoded
 from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.engine import NeedsCalibration, ScoresExactly
 from rerank_cli.job.agreement import Agreement, first_n
-from rerank_cli.job.ranking import score_exactly
+from rerank_cli.job.image_parts import pairs_of
+from rerank_cli.job.ranking import pooled
 
 if TYPE_CHECKING:
     from rerank_cli.engine import Engine
@@ -90,7 +91,9 @@ class PrecisionCheck:
     def add(self, encoded: EncodedWindow, logits: Logits, engine: Engine) -> None:
         """Compare a window; called while `wants_more`. logits: of its distinct pairs."""
         assert self._comparison is not None and isinstance(engine, ScoresExactly), "checked by `begin`"
-        self._comparison.add(encoded, logits, lambda some: score_exactly(some, engine, pool=self._pool))
+        self._comparison.add(
+            encoded, logits, lambda some: pooled(some, engine.score_exactly(pairs_of(some)), self._pool)
+        )
         if self._comparison.complete:
             self.wants_more = False
             engine.forget_exact()
@@ -147,17 +150,14 @@ class Comparison:
             return
         found = dict(zip(members, exact([encoded.encoded[place] for place in members]), strict=True))
         for places in chosen:
-            self._compare(logits[places], np.array([found[place] for place in places], dtype=np.float32))
-
-    def _compare(self, reduced: Logits, exact: Logits) -> None:
-        both = np.isfinite(exact)
-        reduced, exact = reduced[both], exact[both]
-        self.pairs += len(both)
-        if not len(exact):
-            return
-        self.largest = max(self.largest, float(np.abs(reduced - exact).max()))
-        self.taus += tau_b(reduced, exact)
-        self.heads.add(first_n(exact, _TOP), first_n(reduced, _TOP), passages=len(exact))
+            in_fp32 = np.array([found[place] for place in places], dtype=np.float32)
+            both = np.isfinite(in_fp32)
+            ours, theirs = logits[places][both], in_fp32[both]
+            self.pairs += len(both)
+            if len(theirs):
+                self.largest = max(self.largest, float(np.abs(ours - theirs).max()))
+                self.taus += tau_b(ours, theirs)
+                self.heads.add(first_n(theirs, _TOP), first_n(ours, _TOP), passages=len(theirs))
 
     def to_json(self) -> dict[str, Any]:
         """For the report; values are None without lists."""

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rerank_cli.encoding.encoder import Encoded
-from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.engine import NeedsCalibration
 from rerank_cli.errors import UsageError
 from rerank_cli.formats.inputs import Input, can_be_reread
@@ -34,10 +33,9 @@ from rerank_cli.planning.choices import least_overlap
 from rerank_cli.planning.cpu_kernels import cheaper_precisions
 from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.run_plan import Plan
-from rerank_cli.records import EncodedPair, Window
+from rerank_cli.records import Window
 
 if TYPE_CHECKING:
-    from rerank_cli.engine import Engine
     from rerank_cli.job.scorers import OpensEngine
 
 PAIRS = 200
@@ -51,10 +49,6 @@ class PrecisionChoice:
     least: float
     precision: str
     tried: dict[str, dict[str, Any]]
-
-    def document(self) -> dict[str, Any]:
-        """For the report."""
-        return {"precision_choice": {"least": self.least, "precision": self.precision, "tried": self.tried}}
 
     @property
     def told(self) -> str:
@@ -131,7 +125,13 @@ class _Sample:
         items = prepared.shape.group(prepared.items)
         lists = wanted_of(items, options.depth, drop_duplicates=options.drop_duplicates)
         window = next((one for one in cut_windows(lists, max_pairs=prepared.plan.window_pairs) if one.lists), None)
-        self.encoded = self._encode(window or Window(0, (), (), 0, 0))
+        window = window or Window(0, (), (), 0, 0)
+        parts: list[ScoredPart] = []
+        places: list[int] = []
+        for part in encode_parts(window, prepared.encoder):
+            parts.append(ScoredPart(part.members, part.encoded, np.zeros(len(part.encoded), dtype=np.float32), {}))
+            places = part.places or places
+        self.encoded, _ = join_parts(window, parts, places)
         self._entries = self.encoded.encoded
         chosen: dict[int, None] = {}
         for places in places_of_lists(self.encoded):
@@ -141,22 +141,6 @@ class _Sample:
         self._chosen = list(chosen)
         """Places of the pairs of the first whole lists."""
         self._exact: dict[int, float] | None = None
-
-    def _encode(self, window: Window) -> EncodedWindow:
-        parts: list[ScoredPart] = []
-        places: list[int] = []
-        for part in encode_parts(window, self._prepared.encoder):
-            parts.append(ScoredPart(part.members, part.encoded, np.zeros(len(part.encoded), dtype=np.float32), {}))
-            places = part.places or places
-        return join_parts(window, parts, places)[0]
-
-    @property
-    def _first_window(self) -> list[Encoded]:
-        """The pairs of the run's first window."""
-        if not self._is_score:
-            return self._entries
-        places = dict.fromkeys(self.encoded.places[:SCORE_WINDOW_PAIRS])
-        return [self._entries[place] for place in places]
 
     def compare(self, exact_plan: Plan, plan: Plan, open_engine: OpensEngine, stop: Stop) -> Comparison:
         """Compare a precision with fp32 on the sample."""
@@ -174,20 +158,19 @@ class _Sample:
         return comparison
 
     def _score(self, plan: Plan, open_engine: OpensEngine, stop: Stop) -> Logits:
-        """Logits of the chosen pairs; int8 is calibrated on the whole window, as in the run."""
+        """Logits of the chosen pairs; int8 is calibrated on the first window of the run, as in the run."""
         entries = [self._entries[place] for place in self._chosen]
         pairs = pairs_of(entries)
+        logits: Logits = np.zeros(0, dtype=np.float32)
         with closing(open_engine(plan, self._prepared.checkpoint, None, on_note=None)) as engine:
             if isinstance(engine, NeedsCalibration) and engine.needs_calibration and pairs:
-                engine.calibrate(pairs_of(self._first_window))
-            return pooled(entries, _logits(engine, pairs, stop), self._pool)
-
-
-def _logits(engine: Engine, pairs: list[EncodedPair], stop: Stop) -> Logits:
-    if not pairs:
-        return np.zeros(0, dtype=np.float32)
-    pending = engine.submit(pairs, on_batch=lambda pairs, tokens: stop.check())
-    while (scores := pending.scores()) is None:
-        engine.wait(1.0)
-        stop.check()
-    return scores.logits
+                of_score = dict.fromkeys(self.encoded.places[:SCORE_WINDOW_PAIRS])
+                first = [self._entries[place] for place in of_score] if self._is_score else self._entries
+                engine.calibrate(pairs_of(first))
+            if pairs:
+                pending = engine.submit(pairs, on_batch=lambda pairs, tokens: stop.check())
+                while (scores := pending.scores()) is None:
+                    engine.wait(1.0)
+                    stop.check()
+                logits = scores.logits
+        return pooled(entries, logits, self._pool)

@@ -181,10 +181,9 @@ def prepare_inputs(
         items = ordered_by_group(inputs, own, items, read)
         shape = written_as(own, output_kind(options.names, own.kind, lambda name: open_teacher(name, options)))
         refuse_sigmoids(shape, model)
-        refuse_scores_in_order(shape, options)
+        refuse_unfit_shape(shape, options, calibration)
         if first:
             refuse_unfit_cascade(options, read_asked(options), shape.kind.name, first.checkpoint.name, first.plan, plan)
-        refuse_no_place(shape, calibration)
         reason = f"rows of the shape {own.kind.name}, written as {shape.kind.name}"
         read_as = [f"read: {own.reading}"] if isinstance(own, (ListShape, FlatShape)) and own.reading else []
         losses = _losses(shape, inputs, options)
@@ -206,14 +205,19 @@ def refuse_sigmoids(shape: Shape, model: PreparedModel) -> None:
         )
 
 
-def refuse_scores_in_order(shape: Shape, options: JobOptions) -> None:
-    """`UsageError` for a shape in the order of its scores, and options that give another order."""
+def refuse_unfit_shape(shape: Shape, options: JobOptions, calibration: Calibration | None) -> None:
+    """`UsageError` for a shape without the rank or the probability that the options ask for."""
     for flag, value in (("--depth", options.depth), ("--blend", options.blend)):
         if value is not None and shape.kind.name not in ("list", "flat"):
             raise UsageError(
                 f"{flag}: changes the order, and rows of the shape {shape.kind.name} are ordered by score",
                 hint="`--out-format list` has a rank beside the score",
             )
+    if calibration and "probability" not in shape.kind.carries:
+        raise UsageError(
+            f"--calibration {calibration.path}: rows of the shape {shape.kind.name} have no place for a probability",
+            hint="`--out-format list` has one",
+        )
 
 
 def open_calibration(options: JobOptions, model: PreparedModel) -> Calibration | None:
@@ -238,15 +242,6 @@ def open_teacher(name: str, options: JobOptions) -> Kind:
             )
     by_field = options.teacher.positive_field is not None
     return teacher_kind(name, options.teacher, read_qrels(options.qrels) if options.qrels and not by_field else None)
-
-
-def refuse_no_place(shape: Shape, calibration: Calibration | None) -> None:
-    """`UsageError` for a calibration and a shape without a field for a probability."""
-    if calibration and "probability" not in shape.kind.carries:
-        raise UsageError(
-            f"--calibration {calibration.path}: rows of the shape {shape.kind.name} have no place for a probability",
-            hint="`--out-format list` has one",
-        )
 
 
 def _losses(shape: Shape, inputs: Sequence[Input], options: JobOptions) -> Iterator[str]:

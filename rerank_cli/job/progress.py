@@ -68,7 +68,11 @@ class Progress:
         self._tokens = min(self._tokens + tokens, self._step_tokens)
         while self._steps and self._steps[0][0] <= self._tokens:
             self._base = self._steps.popleft()
-        self._grow(self._share_within_window())
+        begin, share = self._base
+        if self._steps and share is not None:  # the batch ends within a step
+            end, until = self._steps[0]
+            share = None if until is None else share + (until - share) * (self._tokens - begin) / max(1, end - begin)
+        self._grow(share)
 
     def end_window(self, share: float | None, rows: int) -> None:
         """Note a window that was written. rows: of the run so far."""
@@ -130,16 +134,6 @@ class Progress:
         }
 
     # Internal
-
-    def _share_within_window(self) -> float | None:
-        """The share at the finished tokens."""
-        tokens, share = self._base
-        if not self._steps or share is None:
-            return share
-        end, until = self._steps[0]
-        if until is None:
-            return None
-        return share + (until - share) * (self._tokens - tokens) / max(1, end - tokens)
 
     def _grow(self, share: float | None) -> None:
         if share is None:

@@ -24,12 +24,11 @@ from rerank_cli.encoding.encoder import Encoded, EncodingProblem
 from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.evaluation.blend import Blend, order_by_score
 from rerank_cli.formats.shapes import Selection, row_error
-from rerank_cli.job.image_parts import EncodedPart, pairs_of
+from rerank_cli.job.image_parts import EncodedPart
 from rerank_cli.job.score_store.known_scores import FoundPairs, KnownScores, kept_tokens
 from rerank_cli.records import CandidateList, RankedList, RankedPassage, RowError, Window
 
 if TYPE_CHECKING:
-    from rerank_cli.engine import ScoresExactly
     from rerank_cli.engine.protocols import Trouble
 
 _POOLS: dict[Pool, Callable[[npt.NDArray[np.float32]], np.float32]] = {
@@ -78,10 +77,14 @@ def known_part(found: FoundPairs | None) -> list[ScoredPart]:
     """
     if not found:
         return []
-    found.take_awaited()
-    if not (places := found.known()):
+    for place, pair in found.awaited.items():
+        assert pair.entry is not None, "an earlier window is scored first"
+        found.entries[place] = found.entries[place] or pair.entry
+        found.logits[place] = pair.logit
+    known = {place: without_pixels(entry) for place, entry in enumerate(found.entries) if entry is not None}
+    if not known:
         return []
-    entries = [without_pixels(entry) for entry in found.entries if entry is not None]
+    places, entries = list(known), list(known.values())
     tokens = sum(map(kept_tokens, entries))
     counts = {"pairs_found": len(places), "tokens_found": tokens}
     if found.repeats:
@@ -103,11 +106,6 @@ def pooled(encoded: Sequence[Encoded], logits: npt.NDArray[np.float32], pool: Po
     for place in np.flatnonzero(chunks > 1).tolist():
         found[place] = combine(logits[ends[place] - chunks[place] : ends[place]])
     return found
-
-
-def score_exactly(encoded: Sequence[Encoded], engine: ScoresExactly, *, pool: Pool) -> npt.NDArray[np.float32]:
-    """The logit of each of `encoded` in fp32; see `pooled`."""
-    return pooled(encoded, engine.score_exactly(pairs_of(encoded)), pool)
 
 
 def with_problems(encoded: list[Encoded], failed: Mapping[int, EncodingProblem]) -> list[Encoded]:
@@ -217,11 +215,12 @@ def rank_list(
         second: The passages that the second of two scorers has read, which come first; None with one scorer.
     """
     errors: list[RowError] = []
-    bad = {
-        index: problem
-        for index, (entry, score) in enumerate(zip(entries, scores, strict=True))
-        if not (type(entry) is tuple and math.isfinite(score)) and (problem := _problem_of(entry, score))
-    }
+    bad: dict[int, EncodingProblem] = {}
+    for index, (entry, score) in enumerate(zip(entries, scores, strict=True)):
+        if isinstance(entry, EncodingProblem):
+            bad[index] = entry
+        elif not math.isfinite(score):
+            bad[index] = EncodingProblem("not-finite", f"the model gave {score} as its score")
     if bad and len(item.rows) == 1:
         if item.passage_error is None or len(bad) == len(item.passages):
             index, problem = next(iter(bad.items()))
@@ -235,14 +234,6 @@ def rank_list(
     if good or not item.passages or item.whole:
         return _rank(item, good, entries, scores, blend, second), errors
     return None, errors
-
-
-def _problem_of(entry: Encoded, score: float) -> EncodingProblem | None:
-    if isinstance(entry, EncodingProblem):
-        return entry
-    if not math.isfinite(score):
-        return EncodingProblem("not-finite", f"the model gave {score} as its score")
-    return None
 
 
 def _rank(

@@ -85,7 +85,11 @@ class Resume:
                     self._evaluator.restore(note["values"])
             said = state.get("progress") or {}
             self._progress.begin_at(said.get("share"), self._totals.counts.rows_in)
-            on_note(_describe_earlier(self._totals.counts.rows_in, count(), said))
+            rows = rows_of(self._totals.counts.rows_in, count(), said.get("share"))
+            speed, left = said.get("pairs_per_second"), said.get("seconds_left")
+            at = f" at {speed:,.1f} pairs/s" if speed else ""
+            rest = "" if left is None else f"; {about(left)} is left"
+            on_note(f"resumes after {rows}, which an earlier process has finished{at}{rest}")
         return self._plan
 
     def pass_over(self, windows: Windows) -> None:
@@ -138,15 +142,6 @@ class Resume:
         if self._best and self._best.note:
             note["best"] = self._best.note
         self._destination.end_window(window.number, state, note or None, texts.take() if texts else {})
-
-
-def _describe_earlier(rows: int, total: int | None, said: Mapping[str, Any]) -> str:
-    """A note on what an earlier process has done. said: its `Progress.state`."""
-    text = f"resumes after {rows_of(rows, total, said.get('share'))}, which an earlier process has finished"
-    if speed := said.get("pairs_per_second"):
-        text += f" at {speed:,.1f} pairs/s"
-    left = said.get("seconds_left")
-    return text if left is None else f"{text}; {about(left)} is left"
 
 
 @contextmanager

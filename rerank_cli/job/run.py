@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rerank_cli.checkpoint import Checkpoint
@@ -27,7 +27,7 @@ from rerank_cli.formats.inputs import can_be_reread, resolve_inputs
 from rerank_cli.formats.row_counts import count_lines, count_rows
 from rerank_cli.formats.shapes import tell_of_late_titles
 from rerank_cli.job.kept_vectors import EmbeddedTexts, open_kept_texts
-from rerank_cli.job.options import STDOUT, JobOptions, Names, refuse_unusable
+from rerank_cli.job.options import STDOUT, JobOptions, refuse_unusable
 from rerank_cli.job.output import Destination, FileDestination, open_destination, place_page
 from rerank_cli.job.precision_check import PrecisionCheck
 from rerank_cli.job.precision_choice import choose_precision, refuse_unfit_choice
@@ -121,7 +121,12 @@ def run_job(
         asked = None
         if may_continue and not options.restart:
             asked = fingerprint_of(options, inputs, known, first=first)
-        if asked and _is_left_alone(names, paths) and (done := finished_report(names, asked)):
+        if (
+            asked
+            and paths.was_there(names.files["report"])
+            and not Job.is_begun(names.output)  # a store is asked for the job only if there is a report
+            and (done := finished_report(names, asked))
+        ):
             return _done_before(done, options, paths, files)
         if not may_continue and names.output != STDOUT and watcher.on_note:
             watcher.on_note("a pipe cannot be read again: if this run is stopped, the next one starts over")
@@ -129,7 +134,7 @@ def run_job(
         chosen, choice = choose_precision(options, inputs, known, open_engine=open_engine, stop=stop)
         prepared = prepare_inputs(chosen, inputs, known, first)
         if choice:
-            prepared = replace(prepared, told=(*prepared.told, choice.told), found=choice.document())
+            prepared = replace(prepared, told=(*prepared.told, choice.told), found={"precision_choice": asdict(choice)})
         stop.check()
         evaluator = Evaluator(options.qrels, options.metrics) if options.qrels else None
         fingerprint = None
@@ -175,11 +180,6 @@ def run_job(
                 watcher=watcher, stop=stop, open_engine=open_engine,
                 images=WatchedImages(paths, began_ns=began if may_continue else None), watch=watch,
             )  # fmt: skip
-
-
-def _is_left_alone(names: Names, paths: RunPaths) -> bool:
-    """Whether there is a report and no unfinished job. A store is asked for the job only if there is a report."""
-    return paths.was_there(names.files["report"]) and not Job.is_begun(names.output)
 
 
 def _score_all(  # noqa: PLR0913, PLR0915 (takes what `run_job` has prepared; the stages of a run, one after another)
@@ -244,7 +244,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (takes what `run_job` has prepared; th
             watcher.progress,
         )
         with destination.reading() if members and destination.state else nullcontext():
-            texts = open_kept_texts(scorers.reads_all, members, destination.path, destination.state)
+            texts = open_kept_texts(scorers.engine, members, destination.path, destination.state)
         precision.begin(engine, plan.precision)
         windows = _windows(options, prepared, plan, images, watcher.on_note)
         totals.begin_scoring(plan.precision, note)

@@ -115,8 +115,7 @@ class RunPaths:
         for kind, path in reversed(names.files.items()):
             self._refuse_unwritable(kind, path)
             self._refuse_read(kind, path, models)
-        self._refuse_inside(folders)
-        self._refuse_in_store(store)
+        self._refuse_inside(folders, store)
         self._refuse_twice()
         self._refuse_work_folder(read)
         if names.output == STDOUT:
@@ -150,14 +149,20 @@ class RunPaths:
     def _find_leftovers(self) -> set[Path]:
         """The errors file, under its default name, of an earlier run that scored no row and so left no output.
 
-        Without this exception, the command would be refused for that file even after the user has corrected it.
+        It is a regular file that begins with a bad row as we write it. Without this exception, the command would be
+        refused for that file even after the user has corrected it.
         """
         errors = self._names.files.get("errors")
         if errors is None or self._names.errors is not None or self._there[self._names.files["output"]] is not None:
             return set()
-        if self._there[errors] is None:
+        if (there := self._there[errors]) is None or not stat.S_ISREG(there.st_mode):
             return set()
-        return {errors} if _is_errors_file(errors) else set()
+        try:
+            with errors.open("rb") as stream:
+                row = json.loads(stream.readline(_FIRST_LINE_BYTES))
+        except (OSError, ValueError):
+            return set()
+        return {errors} if isinstance(row, dict) and row.keys() >= _KEYS_OF_BAD_ROWS else set()
 
     def may_replace(self, path: Path, found: os.stat_result) -> bool:
         """Whether a file may be replaced: with `--overwrite`, if it has not changed since the run began."""
@@ -211,24 +216,22 @@ class RunPaths:
         if self._there.get(path, ...) is not None and _is_image(path):
             raise UsageError(f"{path}: is an image ({_OPTIONS[kind]})", hint="write to another file")
 
-    def _refuse_inside(self, folders: Iterable[str]) -> None:
-        """Refuse outputs in a folder of inputs: the next run would read them."""
+    def _refuse_inside(self, folders: Iterable[str], store: str | None) -> None:
+        """Refuse outputs in a folder of inputs, which the next run would read, and in the store of scores."""
         for folder in folders:
             for path in self._names.files.values():
                 if path.resolve().is_relative_to(path_of(folder).resolve()):
                     raise UsageError(
                         f"{path}: lies in {folder}, whose files are the input", hint="write to another folder"
                     )
-
-    def _refuse_in_store(self, store: str | None) -> None:
         if store is None:
             return
-        folder = Path(store).expanduser().resolve()
-        there = {identity_of(path) for path in folder.iterdir()} if folder.is_dir() else set()
+        scores = Path(store).expanduser().resolve()
+        there = {identity_of(path) for path in scores.iterdir()} if scores.is_dir() else set()
         for path in self._names.files.values():
             if isinstance(path, UrlPath):
                 continue
-            if path.resolve().is_relative_to(folder) or identity_of(path) in there:
+            if path.resolve().is_relative_to(scores) or identity_of(path) in there:
                 raise UsageError(f"{path}: lies in {store}, the store of scores", hint="write to another folder")
 
     def _refuse_twice(self) -> None:
@@ -283,18 +286,6 @@ def _refuse_unwritable_url(path: UrlPath) -> os.stat_result | None:
     with naming(path):
         refuse_unwritable(path)
         return _lstat(path)
-
-
-def _is_errors_file(path: Path) -> bool:
-    """Whether this is a regular file that begins with a bad row as we write it."""
-    try:
-        if not stat.S_ISREG(path.lstat().st_mode):
-            return False
-        with path.open("rb") as stream:
-            row = json.loads(stream.readline(_FIRST_LINE_BYTES))
-    except (OSError, ValueError):
-        return False
-    return isinstance(row, dict) and row.keys() >= _KEYS_OF_BAD_ROWS
 
 
 def _identity_of_stream(stream: object) -> Iterable[Identity]:

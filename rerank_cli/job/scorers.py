@@ -56,11 +56,6 @@ class OneModel:
     state: ClassVar[None] = None
     """What a resumed run must know about a cascade: nothing."""
 
-    @property
-    def reads_all(self) -> Engine:
-        """The engine that reads every pair."""
-        return self.engine
-
     def score(self, windows: Windows, timing: Timing, **settings: Any) -> Generator[ScoredWindow]:
         """Score `windows` in their order; the caller closes the generator, which ends its threads.
 

@@ -37,10 +37,6 @@ class Share:
             if shard == self.shard:
                 yield window
 
-    def within(self, read: float | None) -> float | None:
-        """How much of this share is read, if `read` is the share of the whole input that is."""
-        return None if read is None else min(1.0, max(0.0, read * self.shards - (self.shard - 1)))
-
 
 class Windows:
     """The windows of a share, one after the other.
@@ -73,10 +69,7 @@ class Windows:
         self._has_begun = False
         self._look = look
         share = share or Share()
-        windows = (
-            replace(window, share=share.within(position())) for window in cut_windows(items, max_pairs=max_pairs)
-        )
-        self._own = share.of(self._remember_first(windows))
+        self._own = share.of(self._of_all_shares(cut_windows(items, max_pairs=max_pairs), share, position))
 
     def __iter__(self) -> Self:
         return self
@@ -86,8 +79,15 @@ class Windows:
         self.passed = window.share
         return window
 
-    def _remember_first(self, windows: Iterator[Window]) -> Iterator[Window]:
-        for window in windows:
+    def _of_all_shares(
+        self, windows: Iterator[Window], share: Share, position: Callable[[], float | None]
+    ) -> Iterator[Window]:
+        """`windows`, each with how much of `share` is read with it; the first one is remembered."""
+        for found in windows:
+            read = position()  # of the whole input
+            if read is not None:
+                read = min(1.0, max(0.0, read * share.shards - (share.shard - 1)))
+            window = replace(found, share=read)
             if self._look and window.has_images:
                 self._look(window)
             if self.keep_first and self.first is None and window.lists:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -79,14 +79,9 @@ class Rule:
             return min(passages, max(self.top, math.ceil(self.share * passages)))
         return passages if self.keep is None else min(passages, self.keep)
 
-    @property
-    def state(self) -> dict[str, Any]:
-        """The rule for a JSON file."""
-        return asdict(self)
-
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> Rule:
-        """The rule from its `state`."""
+        """The rule from what `asdict` made of one."""
         bound = state["bound"]
         return cls(**{**state, "bound": Bound(**bound) if bound else None})
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -42,9 +42,6 @@ from rerank_cli.job.score_store.known_scores import Asked as Pair
 from rerank_cli.job.scoring_loop import ScoredWindow, in_order, score_windows
 from rerank_cli.job.windows import Windows
 from rerank_cli.records import CandidateList, Counts, RankedList, RowError, Timing, Window
-
-if TYPE_CHECKING:
-    from rerank_cli.engine import Engine
 
 SAMPLED_PASSAGES = 2000
 """The most passages of a sampled list that count."""
@@ -83,6 +80,8 @@ class Cascade:
             self._rule = Rule.of_state(state["rule"]) if state["rule"] else None
             self._agreement, self._kept = Agreement(**state["agreement"]), Kept(**state["kept"])
             first.work, second.work = Work(**state["first"]), Work(**state["second"])
+        self.engine = first.engine
+        """It reads every pair."""
         self._shares = WindowShares(progress, first.work, second.work, self._kept)
         second.on_submit = progress.submit
 
@@ -90,10 +89,13 @@ class Cascade:
     def state(self) -> dict[str, Any]:
         """What a resumed run must know, for a JSON file."""
         return {
-            "rule": self._rule.state if self._rule else None,
+            "rule": asdict(self._rule) if self._rule else None,
             "agreement": asdict(self._agreement), "kept": asdict(self._kept),
             "first": asdict(self.first.work), "second": asdict(self.second.work),
-            "calibration": {name: _calibration(one) for name, one in (("first", self.first), ("second", self.second))},
+            "calibration": {
+                name: one.engine.calibration if isinstance(one.engine, NeedsCalibration) else None
+                for name, one in (("first", self.first), ("second", self.second))
+            },
             "plan": {name: getattr(self.first.plan, name) for name in KEPT_OF_PLAN},
         }  # fmt: skip
 
@@ -153,7 +155,7 @@ class Cascade:
         for item, of_first, cheap, choice in zip(window.lists, entries, scores, choices, strict=True):
             self._kept.add(choice, self._rule)
             pairs = [(item.limits, *pair) for pair in item.pairs]
-            both = [have.entry(pairs[place]) if place in choice.read else entry for place, entry in enumerate(of_first)]
+            both = [have.pairs[pairs[i]][0] if i in choice.read else entry for i, entry in enumerate(of_first)]
             joined = np.where(np.isin(np.arange(len(cheap)), sorted(choice.read)), choice.second, cheap).tolist()
             found, bad = rank_list(item, both, [shortest(np.float32(one)) for one in joined], second=choice.read)
             ranked += [found] if found else []
@@ -192,23 +194,24 @@ class Cascade:
 
     def document(self, counts: Counts) -> dict[str, Any]:
         """For the report; also warns if the first passages are not those of a full run."""
-        self._warn()
-        rule, kept = self._rule, self._kept
+        rule, kept, agreement = self._rule, self._kept, agreement_document(self._agreement)
+        if agreement["lists"] and agreement["overlap"] < LEAST_AGREEMENT:
+            low, high = agreement["interval"]
+            self._on_note(
+                f"warning: of {agreement['lists']} sampled lists the first {agreement['top_n']} agree with a full run "
+                f"by {agreement['overlap']:.3f} (95 %: {low:.3f} to {high:.3f}); a larger `--first-keep` brings them "
+                "closer"
+            )
         found: dict[str, Any] = {
             "first": self.first.document(), "second": self.second.document(), "keep": self._asked.keep,
             "top_n": self._asked.top, "passages": kept.passages, "read_by_second": kept.read,
             "share_read": round(kept.read / kept.passages, 6) if kept.passages else None,
             "kept_of_a_list": rule.keep if rule else None, "deepest": rule.deepest if rule else None, "bound": None,
-            "agreement": agreement_document(self._agreement),
+            "agreement": agreement,
         }  # fmt: skip
         if rule and rule.bound:
             found["bound"] = asdict(rule.bound) | {"exceeded": kept.exceeded, "furthest": kept.furthest}
         return {"cascade": found} | self._stores_document(counts)
-
-    @property
-    def reads_all(self) -> Engine:
-        """The engine that reads every pair."""
-        return self.first.engine
 
     def _stores_document(self, counts: Counts) -> dict[str, Any]:
         both = [one.store.document(one.work.of_counts(counts)) for one in (self.first, self.second)]
@@ -219,15 +222,6 @@ class Cascade:
         sums = {name: a[name] + b[name] for name in ("asked", "found", "computed", "added", "damaged")}
         notes = list(dict.fromkeys([*a["notes"], *b["notes"]]))
         return {"store": a | b | sums | {"seconds_saved": round(sum(saved), 3) if saved else None, "notes": notes}}
-
-    def _warn(self) -> None:
-        found = agreement_document(self._agreement)
-        if found["lists"] and found["overlap"] < LEAST_AGREEMENT:
-            self._on_note(
-                f"warning: of {found['lists']} sampled lists the first {found['top_n']} agree with a full run by "
-                f"{found['overlap']:.3f} (95 %: {found['interval'][0]:.3f} to {found['interval'][1]:.3f}); a larger "
-                "`--first-keep` brings them closer"
-            )
 
 
 KEPT_OF_PLAN = ("threads", "lanes", "token_budget")
@@ -245,7 +239,8 @@ class _Read:
 
     def __init__(self, scorer: Scorer, number: int, counts: Counter[str]) -> None:
         self._scorer, self._number, self._counts = scorer, number, counts
-        self._have: dict[Pair, tuple[Encoded, float]] = {}
+        self.pairs: dict[Pair, tuple[Encoded, float]] = {}
+        """What was read: the entry and the score of each pair."""
         self.share: float | None = None
         """The share of the input that is done after the next read."""
 
@@ -254,7 +249,7 @@ class _Read:
         lists = []
         for item, places in wanted:
             pairs = item.pairs
-            new = [place for place in places if (item.limits, *pairs[place]) not in self._have]
+            new = [place for place in places if (item.limits, *pairs[place]) not in self.pairs]
             if new:
                 lists.append(
                     replace(
@@ -271,16 +266,12 @@ class _Read:
         self._counts.update(counts)
         asked = [(item.limits, *pair) for item in lists for pair in item.pairs]
         for pair, place in zip(asked, encoded.places, strict=True):
-            self._have[pair] = encoded.encoded[place], float(logits[place])
-
-    def entry(self, pair: Pair) -> Encoded:
-        """The encoded entry of a pair that was read."""
-        return self._have[pair][0]
+            self.pairs[pair] = encoded.encoded[place], float(logits[place])
 
     def scores(self, item: CandidateList, places: Sequence[int]) -> list[float]:
         """The scores of passages that were read; NaN where there is none."""
         pairs = item.pairs
-        return [_score(*self._have[item.limits, *pairs[place]]) for place in places]
+        return [_score(*self.pairs[item.limits, *pairs[place]]) for place in places]
 
 
 def _score(entry: Encoded, logit: float) -> float:
@@ -299,10 +290,6 @@ def _by_list(encoded: EncodedWindow, logits: Any) -> tuple[list[list[Encoded]], 
             np.array([_score(encoded.encoded[place], float(logits[place])) for place in places], dtype=np.float64)
         )
     return entries, scores
-
-
-def _calibration(scorer: Scorer) -> Mapping[str, Any] | None:
-    return scorer.engine.calibration if isinstance(scorer.engine, NeedsCalibration) else None
 
 
 def _add_timing(total: Timing, now: Timing, before: Timing) -> None:

@@ -83,7 +83,8 @@ def _open(
             release=lambda: os.close(lock),
         )  # fmt: skip
 
-    _try_record_lock(lock)
+    fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # fails on a file system without record locks, which SQLite uses
+    fcntl.lockf(lock, fcntl.LOCK_UN)
     try:
         return opened()
     except ForeignError:
@@ -120,12 +121,6 @@ def _hold(lock: int, *, alone: bool) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     else:
         fcntl.flock(lock, fcntl.LOCK_SH)  # waits only while another process renames three files
-
-
-def _try_record_lock(lock: int) -> None:
-    """`OSError` if the file system has no record locks, which SQLite uses."""
-    fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    fcntl.lockf(lock, fcntl.LOCK_UN)
 
 
 def file_system(folder: Path, mounts: str | None = None) -> tuple[bool, bool]:

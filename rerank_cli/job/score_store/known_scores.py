@@ -110,17 +110,6 @@ class FoundPairs:
         """The places of the pairs that this window must compute."""
         return [place for place, entry in enumerate(self.entries) if entry is None and place not in self.awaited]
 
-    def take_awaited(self) -> None:
-        """Take the scores of the pairs that an earlier window has computed by now."""
-        for place, pair in self.awaited.items():
-            assert pair.entry is not None, "an earlier window is scored first"
-            self.entries[place] = self.entries[place] or pair.entry
-            self.logits[place] = pair.logit
-
-    def known(self) -> list[int]:
-        """The places of the pairs whose scores are known; `take_awaited` makes more known."""
-        return [place for place, entry in enumerate(self.entries) if entry is not None]
-
     def value_of(self, place: int) -> bytes:
         """The value for the store of a pair without an image; empty if it has no score."""
         if pair := self.own.get(place) or self.awaited.get(place):

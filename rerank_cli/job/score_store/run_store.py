@@ -68,7 +68,12 @@ class RunStore:
         if self._store is not None:
             self._facts = logit_facts(options, prepared, plan, engine.kernels)
             self._use_calibration(self._store)
-            self._use_vectors(self._store, basis_of(vector_facts(prepared, plan, engine.kernels), "vectors"))
+            from rerank_cli.engine.embedding import EmbeddingEngine  # torch is loaded by now
+
+            if isinstance(engine, EmbeddingEngine):  # it asks the store before it embeds a text
+                basis = basis_of(vector_facts(prepared, plan, engine.kernels), "vectors")
+                engine.known = vectors = StoredVectors(self._store, basis, engine.dimensions)
+                self._vectors = engine, vectors
 
     def _use_calibration(self, store: ScoreStore) -> None:
         """Give an uncalibrated engine the calibration of the first run with this store, so that its scores are found.
@@ -85,15 +90,6 @@ class RunStore:
                 f"note: --store: the model has the calibration of an earlier run ({found['pairs']} pairs), so that its "
                 "scores are found; without the store it would be calibrated on the first window of this run"
             )
-
-    def _use_vectors(self, store: ScoreStore, basis: bytes) -> None:
-        """Let an embedding engine ask the store before it embeds a text."""
-        from rerank_cli.engine.embedding import EmbeddingEngine  # torch is loaded by now
-
-        if isinstance(self._engine, EmbeddingEngine):
-            vectors = StoredVectors(store, basis, self._engine.dimensions)
-            self._engine.known = vectors
-            self._vectors = self._engine, vectors
 
     def _basis_of(self, calibration: Mapping[str, Any] | None) -> bytes:
         """A digest of all that decides a logit, except the pair. A model's first calibration is kept in the store."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
@@ -103,7 +105,7 @@ def test_the_bound_is_the_largest_excess_over_the_median_and_half_as_much_again(
     assert rule.bound == Bound(101, pytest.approx(0.1), pytest.approx(0.59), pytest.approx(0.6), pytest.approx(0.85))
     assert rule.over == pytest.approx(0.85)
     assert make_rule(asked("exact"), []).at_once(9) == 9
-    assert Rule.of_state(rule.state) == rule
+    assert Rule.of_state(asdict(rule)) == rule
 
 
 def test_an_interval_is_as_wide_as_few_lists_make_it() -> None:
