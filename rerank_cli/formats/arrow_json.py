@@ -56,9 +56,21 @@ def to_values(array: pa.Array, *, keep: Collection[str] | None = None, exact: bo
         offsets, inner = list_parts(array)
         return _cut(array, offsets, to_values(inner, keep=keep, exact=exact))
     if pa.types.is_struct(data_type):
-        return _structs(array, keep, exact=exact)
+        children = [
+            (data_type.field(i).name, child)
+            for i, child in enumerate(array.flatten())
+            if keep is None or data_type.field(i).name in keep
+        ]
+        names = [name for name, _ in children]
+        columns = [to_values(child, exact=exact) for _, child in children]
+        rows = zip(*columns, strict=True) if columns else [()] * len(array)
+        return _set_nulls(array, [dict(zip(names, row, strict=True)) for row in rows])
     if pa.types.is_map(data_type):
-        return _maps(array, exact=exact)
+        first, last = array.offsets[0].as_py(), array.offsets[-1].as_py()
+        keys = to_values(array.keys.slice(first, last - first), exact=exact)
+        items = to_values(array.items.slice(first, last - first), exact=exact)
+        pairs = [list(pair) for pair in zip(keys, items, strict=True)]
+        return _map_valid(_cut(array, pc.subtract(array.offsets, first), pairs), _object_or_pairs)
     if pa.types.is_dictionary(data_type):
         words = to_values(array.dictionary, exact=exact)
         return [None if at is None else words[at] for at in array.indices.to_pylist()]
@@ -67,28 +79,6 @@ def to_values(array: pa.Array, *, keep: Collection[str] | None = None, exact: bo
         values = to_values(array.storage, exact=exact or is_uuid)
         return _map_valid(values, lambda value: str(uuid.UUID(bytes=value))) if is_uuid else values
     return _leaves(array, exact=exact)
-
-
-def _structs(array: pa.Array, keep: Collection[str] | None, *, exact: bool) -> list[Any]:
-    children = [
-        (array.type.field(i).name, child)
-        for i, child in enumerate(array.flatten())
-        if keep is None or array.type.field(i).name in keep
-    ]
-    names = [name for name, _ in children]
-    columns = [to_values(child, exact=exact) for _, child in children]
-    rows = zip(*columns, strict=True) if columns else [()] * len(array)
-    objects: list[Any] = [dict(zip(names, row, strict=True)) for row in rows]
-    return _set_nulls(array, objects)
-
-
-def _maps(array: pa.Array, *, exact: bool) -> list[Any]:
-    first, last = array.offsets[0].as_py(), array.offsets[-1].as_py()
-    keys = to_values(array.keys.slice(first, last - first), exact=exact)
-    items = to_values(array.items.slice(first, last - first), exact=exact)
-    pairs = [list(pair) for pair in zip(keys, items, strict=True)]
-    maps = _cut(array, pc.subtract(array.offsets, first), pairs)
-    return _map_valid(maps, _object_or_pairs)
 
 
 def _leaves(array: pa.Array, *, exact: bool) -> list[Any]:

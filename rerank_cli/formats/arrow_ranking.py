@@ -163,8 +163,17 @@ def _gather(rows: Sequence[ArrowRow]) -> pa.Table:
     if all(a <= b for (a, _), (b, _) in pairwise(order)):
         return table
     starts = list(accumulate(map(len, indices), initial=0))
-    whole = _with_one_dictionary(table).combine_chunks()
-    return whole.take(pa.array([starts[place] + index for place, index in order], pa.int64()))
+    try:  # chunks become one only where they share their dictionaries
+        alike = table.unify_dictionaries()
+    except pa.ArrowInvalid:  # more words than the index type can count
+        wide = [
+            field.with_type(pa.dictionary(pa.int32(), field.type.value_type, ordered=field.type.ordered))
+            if pa.types.is_dictionary(field.type)
+            else field
+            for field in table.schema
+        ]
+        alike = table.cast(pa.schema(wide, table.schema.metadata)).unify_dictionaries()
+    return alike.combine_chunks().take(pa.array([starts[place] + index for place, index in order], pa.int64()))
 
 
 def _same_schema(tables: list[pa.Table], files: list[str]) -> list[pa.Table]:
@@ -193,20 +202,6 @@ def _naming_files(file: str, schemas: Mapping[str, pa.Schema]) -> Iterator[None]
         message = f"{file}: column `{error.field}` does not fit together with that of {(differ or others)[0]}"
         hint = "rerank the files one by one"
         raise InputError(f"{message}: {error.first} and {error.second}", hint=hint) from error
-
-
-def _with_one_dictionary(table: pa.Table) -> pa.Table:
-    """The chunks of each dictionary column with the same dictionary, so that they can be one chunk."""
-    try:
-        return table.unify_dictionaries()
-    except pa.ArrowInvalid:  # more words than the index type can count
-        wide = [
-            field.with_type(pa.dictionary(pa.int32(), field.type.value_type, ordered=field.type.ordered))
-            if pa.types.is_dictionary(field.type)
-            else field
-            for field in table.schema
-        ]
-        return table.cast(pa.schema(wide, table.schema.metadata)).unify_dictionaries()
 
 
 # Passages

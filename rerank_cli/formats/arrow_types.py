@@ -221,7 +221,14 @@ def conform(array: pa.Array, data_type: pa.DataType, path: str) -> pa.Array:
     if pa.types.is_null(data_type) or pa.types.is_null(array.type):
         return pa.nulls(len(array), data_type)
     if pa.types.is_struct(data_type) and pa.types.is_struct(array.type):
-        return _conform_struct(array, data_type, path)
+        children = dict(zip((field.name for field in child_fields(array.type)), array.flatten(), strict=True))
+        columns = [
+            conform(children[field.name], field.type, _joined(path, field.name))
+            if field.name in children
+            else pa.nulls(len(array), field.type)
+            for field in child_fields(data_type)
+        ]
+        return make_struct(columns, child_fields(data_type), array)
     if is_list(data_type) and is_list(array.type) and not pa.types.is_fixed_size_list(data_type):
         offsets, values = _without_values_of_nulls(array)
         return make_list(offsets, conform(values, data_type.value_type, path), data_type, array)
@@ -237,17 +244,6 @@ def _without_values_of_nulls(array: pa.Array) -> tuple[pa.Array, pa.Array]:
         return list_parts(array)
     lengths = [array.type.list_size if valid else 0 for valid in array.is_valid().to_pylist()]
     return pa.array(list(accumulate(lengths, initial=0)), pa.int64()), array.flatten()
-
-
-def _conform_struct(array: pa.Array, data_type: pa.DataType, path: str) -> pa.Array:
-    children = dict(zip((field.name for field in child_fields(array.type)), array.flatten(), strict=True))
-    columns = [
-        conform(children[field.name], field.type, _joined(path, field.name))
-        if field.name in children
-        else pa.nulls(len(array), field.type)
-        for field in child_fields(data_type)
-    ]
-    return make_struct(columns, child_fields(data_type), array)
 
 
 def make_struct(columns: Sequence[pa.Array], fields: Sequence[pa.Field], nulls_of: pa.Array) -> pa.Array:

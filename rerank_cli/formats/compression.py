@@ -129,7 +129,14 @@ def _open_stdin() -> io.BufferedIOBase:
 
 def _open_file(path: str) -> io.BufferedIOBase:
     if is_url(path):
-        return _open_object(path)
+        from rerank_cli.storage.reading import ObjectReader
+
+        try:
+            return io.BufferedReader(ObjectReader(path), _READ_BYTES)
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: no such object") from error
+        except OSError as error:
+            raise InputError(f"{path}: cannot be opened: {_reason_of(error)}") from error
     try:
         return io.BufferedReader(io.FileIO(path))
     except FileNotFoundError as error:
@@ -141,17 +148,6 @@ def _open_file(path: str) -> io.BufferedIOBase:
         raise InputError(f"{path}: cannot be opened: {_reason_of(error)}") from error
     except ValueError as error:  # a NUL byte in the name
         raise InputError(f"{path}: cannot be opened: {error}") from error
-
-
-def _open_object(url: str) -> io.BufferedIOBase:
-    from rerank_cli.storage.reading import ObjectReader
-
-    try:
-        return io.BufferedReader(ObjectReader(url), _READ_BYTES)
-    except FileNotFoundError as error:
-        raise InputError(f"{url}: no such object") from error
-    except OSError as error:
-        raise InputError(f"{url}: cannot be opened: {_reason_of(error)}") from error
 
 
 def _recognise(path: str, source: _Source) -> str | None:

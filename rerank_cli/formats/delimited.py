@@ -81,10 +81,6 @@ class _Line(NamedTuple):
     def text(self) -> str:
         return self.raw.decode("utf-8", "surrogateescape")
 
-    @property
-    def is_blank(self) -> bool:
-        return not self.raw.strip()
-
 
 class _Lines:
     """The lines of an input; some can be looked at before they are taken."""
@@ -180,7 +176,7 @@ class _Reader:
             if isinstance(line, Gap):
                 self.lines.take()
                 yield line
-            elif line.is_blank:
+            elif not line.raw.strip():
                 self.lines.take()
                 yield Gap.BLANK
             elif not self.columns and line.number == 1 and self.kind == "csv" and (said := _SAID.fullmatch(line.text)):
@@ -252,7 +248,7 @@ class _Reader:
     def _decide_quoting(self) -> bool:
         """Whether quotes quote, by the next lines; `InputError` where both readings fit."""
         lines, is_all = self.lines.look(_LOOKED_AT_LINES, _LOOKED_AT_BYTES)
-        texts = [line.text for line in lines if not line.is_blank]
+        texts = [line.text for line in lines if line.raw.strip()]
         width = len(self.columns) or len(texts[0].split("\t"))
         plain = sum(1 for text in texts if len(text.split("\t")) != width)
         quoted = _count_faults_when_quoted(texts, width, is_all=is_all)
@@ -281,22 +277,20 @@ class _Reader:
             place = next(n for n, cell in enumerate(cells, 1) if not cell)
             raise InputError(f"{where}: the header has no name for column {place} of {len(cells)}")
         if all(map(_NUMBER.fullmatch, cells)) and cells != list(map(str, range(len(cells)))):  # of pandas without names
-            raise self._no_header_error(where, cells)
+            file = shlex.quote(self.file)
+            if len(cells) == len(_RUN_COLUMNS) and self.separator == "\t":
+                program = '{ print $1, "Q0", $2, $3, -$3, "run" }'
+                raise InputError(
+                    f"{where}: numbers and no header: it looks like a run of MS MARCO ({', '.join(_RUN_COLUMNS)})",
+                    hint=f"`awk '{program}' {file} > {file}.trec` makes it a TREC run, "
+                    "which needs --queries and --corpus",
+                )
+            message = f"{where}: the header names `{cells[0]}`: the first line seems to be a row"
+            raise InputError(message, hint="put the names of the columns before it, such as `query`, `passage`")
         if odd := next((cell for cell in cells if cell.strip() != cell and cell.strip() in KNOWN_FIELDS), None):
             hint = "the cells may have blanks too, which would be part of the texts; write the file without them"
             raise InputError(f"{where}: the header names `{odd}`, with a blank before or behind it", hint=hint)
         return cells
-
-    def _no_header_error(self, where: str, cells: Sequence[str]) -> InputError:
-        file = shlex.quote(self.file)
-        if len(cells) == len(_RUN_COLUMNS) and self.separator == "\t":
-            program = '{ print $1, "Q0", $2, $3, -$3, "run" }'
-            return InputError(
-                f"{where}: numbers and no header: it looks like a run of MS MARCO ({', '.join(_RUN_COLUMNS)})",
-                hint=f"`awk '{program}' {file} > {file}.trec` makes it a TREC run, which needs --queries and --corpus",
-            )
-        message = f"{where}: the header names `{cells[0]}`: the first line seems to be a row"
-        return InputError(message, hint="put the names of the columns before it, such as `query`, `passage`")
 
     def _find_fault(self, record: _Record) -> tuple[str, str] | None:
         """Why a record is no row, as (code, message)."""

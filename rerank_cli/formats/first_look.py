@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 
 from rerank_cli.errors import InputError
@@ -74,8 +75,14 @@ def no_rows_error(first: RowError, rows: int, shape: Shape | None = None) -> Inp
     count = "its only row is none" if rows == 1 else f"none of its first {rows} rows is one"
     if isinstance(shape, PairShape) and _has_a_list(first.raw):
         looks = Description("lists of passages", "`score` takes a pair a row; `rerank-cli rerank-file` takes lists")
+    elif first.code == "missing-field":  # what was read is a row: its format is right
+        looks = Description("JSON lines")
     else:
-        looks = _looks_like(first)
+        head = first.raw  # of a pipe only the row itself is left to look at
+        if is_regular(first.file):
+            with suppress(InputError), open_input(first.file) as stream:
+                head = stream.read(HEAD_BYTES)
+        looks = describe(head, first.file)
     like = f", and it looks like {looks.words}" if looks.words != "JSON lines" else ""
     commands = []
     if first.code == "missing-field" and shape is not None:
@@ -100,17 +107,3 @@ def _has_a_list(raw: bytes) -> bool:
     return isinstance(fields, dict) and any(
         isinstance(value, list) and value and isinstance(value[0], (str, dict)) for value in fields.values()
     )
-
-
-def _looks_like(first: RowError) -> Description:
-    """What the file of a bad row looks like; of a pipe only the row itself is left to look at."""
-    head = first.raw
-    if first.code == "missing-field":  # what was read is a row: its format is right
-        return Description("JSON lines")
-    if is_regular(first.file):
-        try:
-            with open_input(first.file) as stream:
-                head = stream.read(HEAD_BYTES)
-        except InputError:
-            head = first.raw
-    return describe(head, first.file)

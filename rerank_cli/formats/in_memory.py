@@ -82,18 +82,14 @@ def given_rows(data: object, names: FieldNames) -> Given:
     if (stream := _stream_of(data)) is not None:
         return _Stream(stream, type(data), names)
     if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
-        raise UsageError(f"{type(data).__name__}: not rows that can be reranked", hint=_what_gives_rows(data))
+        hint = "give a query and its passages, a data frame, an Arrow table or a list of rows, "
+        hint += "such as `[(query, passages)]`"
+        if hasattr(data, "collect"):
+            hint = "`.collect()` gives its rows"
+        elif isinstance(data, Mapping) and hasattr(data, "with_format"):
+            hint = f"give one of its splits: {', '.join(f'`data[{str(name)!r}]`' for name in data)}"
+        raise UsageError(f"{type(data).__name__}: not rows that can be reranked", hint=hint)
     return _Rows(data, names)
-
-
-def _what_gives_rows(data: object) -> str:
-    if hasattr(data, "collect"):
-        return "`.collect()` gives its rows"
-    if isinstance(data, Mapping) and hasattr(data, "with_format"):
-        return f"give one of its splits: {', '.join(f'`data[{str(name)!r}]`' for name in data)}"
-    return (
-        "give a query and its passages, a data frame, an Arrow table or a list of rows, such as `[(query, passages)]`"
-    )
 
 
 def _stream_of(data: object) -> pa.Table | None:

@@ -253,9 +253,20 @@ def open_lists(
         raise InputError(f"{runs[0]}: a TREC run among files of other formats", hint="give each an own run")
     if runs and shape == "auto":
         shape = "trec"
-    if shape != "auto":
-        return _open_named(inputs, names, options, shape, texts)
-    return _open_by_first_rows(inputs, names, options, texts)
+    if shape == "auto":
+        return _open_by_first_rows(inputs, names, options, texts)
+    kind = kind_of(shape, "--shape")
+    if bool(runs) != (kind.name == "trec"):
+        raise UsageError(f"--shape {shape}: {inputs[0].path} is read as {inputs[0].format}")
+    named = _open_shape(kind, inputs, names, texts)
+    if inputs and inputs[0].format == "parquet":
+        named = settle_shape(named, _first_rows_of_table(inputs[0]))
+        named = with_titles_of_table(named, partial(_fields_of_table, inputs[0]))
+        return named, look_at(read_items(inputs, named, options), named)
+    items = read_items(inputs, named, options)
+    first = list(islice(items, FIRST_ROWS))
+    named = settle_shape(named, good_rows(first))
+    return named, look_at(chain(first, items), named)
 
 
 def _open_by_first_rows(
@@ -285,8 +296,6 @@ def _open_by_first_rows(
     bad = [row for row in seen if isinstance(row, RowError)]
     if found is None and bad:
         raise no_rows_error(bad[0], len(bad))
-    if texts != NO_TEXTS and not (found and (found.texts or found.name == "trec")):
-        raise _no_ids_error()
     decided = _open_shape(found or SHAPES["list"], inputs, names, texts)
     decided = settle_shape(decided, good_rows(seen) or seen_of_table)
     for table in [item for item in inputs if item.format == "parquet"][:_TABLE_SAMPLE]:
@@ -298,39 +307,16 @@ def _open_by_first_rows(
     return decided, look_at(slice_rows(chain(seen, rows, more), options), decided)
 
 
-def _open_named(
-    inputs: Sequence[Input], names: FieldNames, options: ReadOptions, shape: str, texts: Texts
-) -> tuple[Shape, Iterator[Item]]:
-    """`open_lists` with `--shape`."""
-    kind = kind_of(shape, "--shape")
-    runs = any(item.format == "trec" for item in inputs)
-    if runs != (kind.name == "trec"):
-        raise UsageError(f"--shape {shape}: {inputs[0].path} is read as {inputs[0].format}")
-    if not kind.texts and not runs and texts != NO_TEXTS:
-        raise _no_ids_error()
-    named = _open_shape(kind, inputs, names, texts)
-    if inputs and inputs[0].format == "parquet":
-        named = settle_shape(named, _first_rows_of_table(inputs[0]))
-        named = with_titles_of_table(named, partial(_fields_of_table, inputs[0]))
-        return named, look_at(read_items(inputs, named, options), named)
-    items = read_items(inputs, named, options)
-    first = list(islice(items, FIRST_ROWS))
-    named = settle_shape(named, good_rows(first))
-    return named, look_at(chain(first, items), named)
-
-
 def _open_shape(kind: Kind, inputs: Sequence[Input], names: FieldNames, texts: Texts) -> Shape:
+    if texts != NO_TEXTS and not kind.texts and kind.name != "trec":
+        raise UsageError(
+            "--queries, --corpus: the texts of rows that hold ids, and the input has its texts itself",
+            hint="`--shape trec`, `--shape mteb` and `--shape beir` are rows of ids",
+        )
     table = next((item.path for item in inputs if item.format == "parquet"), None)
     if table is not None and not kind.tables:
         raise InputError(f"{table}: rows of the shape {kind.name} are JSON lines, this is Parquet")
     return kind.open(names, texts)
-
-
-def _no_ids_error() -> UsageError:
-    return UsageError(
-        "--queries, --corpus: the texts of rows that hold ids, and the input has its texts itself",
-        hint="`--shape trec`, `--shape mteb` and `--shape beir` are rows of ids",
-    )
 
 
 def _shape_of_table(item: Input, rows: Sequence[JsonRow], names: FieldNames) -> Kind | None:

@@ -244,7 +244,10 @@ def _parse_object(line: bytes) -> dict[str, Any]:
     try:
         fields = _DECODER.decode(_decode(line))
     except json.JSONDecodeError as error:
-        raise _LineError("bad-json", _syntax_message(error)) from error
+        what = error.msg.rstrip(": ").removesuffix(" at").removesuffix(" starting")
+        found = _excerpt(error.doc[error.pos :]) if error.pos < len(error.doc) else "the end of the line"
+        message = f"not JSON: column {error.pos + 1}: {what[0].lower()}{what[1:]}, found {found}"
+        raise _LineError("bad-json", message) from error
     except RecursionError as error:
         raise _LineError("too-deep", _TOO_DEEP) from error
     if not isinstance(fields, dict):
@@ -306,12 +309,6 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=
 _LEAVES = frozenset({str, int, float, bool, NoneType})
 _JSON_NAMES = {list: "an array", str: "a string", bool: "a boolean", NoneType: "null"}
 _TOO_DEEP = f"objects and arrays stand more than {MAX_NESTING} deep in each other"
-
-
-def _syntax_message(error: json.JSONDecodeError) -> str:
-    what = error.msg.rstrip(": ").removesuffix(" at").removesuffix(" starting")
-    found = _excerpt(error.doc[error.pos :]) if error.pos < len(error.doc) else "the end of the line"
-    return f"not JSON: column {error.pos + 1}: {what[0].lower()}{what[1:]}, found {found}"
 
 
 def _excerpt(text: str) -> str:

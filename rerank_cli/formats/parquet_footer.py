@@ -106,8 +106,14 @@ class _Footer:
         while head := self._byte():
             field = field + (head >> 4) if head >> 4 else self._signed()
             kind = head & 15
-            if way and field == way[0] and kind in (*_LISTS, _STRUCT):
-                self._follow(kind, way)
+            if way and field == way[0] and kind == _STRUCT:
+                self.read_struct(way[1:])
+            elif way and field == way[0] and kind in _LISTS:
+                count, inner = self._list_head()
+                for _ in range(count):
+                    if inner != _STRUCT:
+                        raise ValueError("no list of structs")
+                    self.read_struct(way[1:])
             elif not way and kind in _VARINTS:
                 found[field] = self._signed()
             else:
@@ -115,16 +121,6 @@ class _Footer:
         if not way and _DATA_PAGE in found:
             start = found.get(_DICTIONARY_PAGE) or found[_DATA_PAGE]
             self.data_end = max(self.data_end, start + found.get(_SIZE, 0))
-
-    def _follow(self, kind: int, way: tuple[int, ...]) -> None:
-        if kind == _STRUCT:
-            self.read_struct(way[1:])
-            return
-        count, inner = self._list_head()
-        for _ in range(count):
-            if inner != _STRUCT:
-                raise ValueError("no list of structs")
-            self.read_struct(way[1:])
 
     def _skip(self, kind: int) -> None:
         if kind in _VARINTS:

@@ -66,9 +66,17 @@ class ParquetParts:
         if not table.num_columns:
             return b""
         try:
-            self._admit(table)
+            # The schema widens to hold this table too, and every earlier part must fit it as well.
+            schema = table.schema if self.schema is None else widen_schema(self.schema, table.schema)
+            if self.schema is None or not schema.equals(self.schema, check_metadata=True):
+                with self._naming_output():
+                    pq.ParquetWriter(pa.BufferOutputStream(), schema).close()
+                for part in self._open_part_streams():
+                    conform_table(pa.ipc.open_stream(part).read_all(), schema)
+            conform_table(table, schema)
         except TypesDiffer as error:
             raise self._mixed_types_error(error) from error
+        self.schema = schema
         stream = pa.BufferOutputStream()
         with pa.ipc.new_stream(stream, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
             writer.write_table(table)
@@ -114,17 +122,6 @@ class ParquetParts:
                 table = conform_table(pa.ipc.open_stream(part).read_all(), schema)
                 if table.num_rows:
                     writer.write_table(table, row_group_size=table.num_rows)
-
-    def _admit(self, table: pa.Table) -> None:
-        """Widen the schema to hold `table` too; TypesDiffer where a value, of it or of earlier parts, does not fit."""
-        schema = table.schema if self.schema is None else widen_schema(self.schema, table.schema)
-        if self.schema is None or not schema.equals(self.schema, check_metadata=True):
-            with self._naming_output():
-                pq.ParquetWriter(pa.BufferOutputStream(), schema).close()
-            for part in self._open_part_streams():
-                conform_table(pa.ipc.open_stream(part).read_all(), schema)
-        conform_table(table, schema)
-        self.schema = schema
 
     def _column(self, values: list[Any], name: str, passages: str | None) -> pa.Array:
         data_type = infer_type(values, name)

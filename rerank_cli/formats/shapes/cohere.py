@@ -58,23 +58,19 @@ def read_body(fields: Mapping[str, Any], row: Row, identity: object, names: Fiel
         passage_of(document, f"documents[{index}]", names, row)
         for index, document in enumerate(list_of(fields["documents"], "documents"))
     )
+    where, query = "query", fields["query"]
+    if isinstance(query, Mapping):  # Jina also takes an object with `text`, or with an `image`
+        if query.get("image") is not None:
+            raise RowProblem("not-supported", "`query.image`: a query is text")
+        where, query = "query.text", query.get("text")
     return CandidateList(
-        query=_query(fields["query"]),
+        query=text_of(query, where),
         passages=found,
         rows=(row,),
         id=identity,
         limits=length_limits(fields),
         top_n=most_results(fields),
     )
-
-
-def _query(value: object) -> str:
-    """The query's text. Jina also takes an object with `text`, or with an `image`, which is refused here."""
-    if isinstance(value, Mapping):
-        if value.get("image") is not None:
-            raise RowProblem("not-supported", "`query.image`: a query is text")
-        return text_of(value.get("text"), "query.text")
-    return text_of(value, "query")
 
 
 def respond(fields: Mapping[str, Any], ranked: RankedList) -> dict[str, Any]:

@@ -126,9 +126,19 @@ class OpenaiBatchShape(RequestShape):
         body = fields.get("body")
         if not isinstance(body, Mapping):
             raise RowProblem("wrong-type", f"`body` is {type_in_words(body)}, not an object")
-        if _endpoint(fields) == "score":
-            return _read_score(body, row, self.identity(fields))
-        return cohere.read_body(body, row, self.identity(fields), self.names)
+        if _endpoint(fields) == "rerank":
+            return cohere.read_body(body, row, self.identity(fields), self.names)
+        refuse_unfollowed(body)
+        wants_logits(body)
+        pair = next((pair for pair in _SCORED_TEXTS if pair[0] in body and pair[1] in body), _SCORED_TEXTS[0])
+        first, second = (_texts(body.get(name), f"body.{name}") for name in pair)
+        if len(first) not in (1, len(second)):
+            raise RowProblem(
+                "bad-value", f"`{pair[0]}` has {len(first)} texts and `{pair[1]}` {len(second)}: one, or as many"
+            )
+        queries = first if len(first) > 1 else ()
+        limits = length_limits(body)
+        return CandidateList(first[0], second, (row,), self.identity(fields), limits=limits, queries=queries)
 
     def identity(self, fields: Mapping[str, Any]) -> object:
         """The `custom_id`."""
@@ -172,19 +182,6 @@ def _endpoint(fields: Mapping[str, Any]) -> str:
     if last not in ("rerank", "score"):
         raise RowProblem("unknown-url", f"`url` is {text_or_type(url)}, and ends neither in `/rerank` nor in `/score`")
     return last
-
-
-def _read_score(body: Mapping[str, Any], row: Row, identity: object) -> CandidateList:
-    refuse_unfollowed(body)
-    wants_logits(body)
-    names = next((pair for pair in _SCORED_TEXTS if pair[0] in body and pair[1] in body), _SCORED_TEXTS[0])
-    first, second = (_texts(body.get(name), f"body.{name}") for name in names)
-    if len(first) not in (1, len(second)):
-        raise RowProblem(
-            "bad-value", f"`{names[0]}` has {len(first)} texts and `{names[1]}` {len(second)}: one, or as many"
-        )
-    queries = first if len(first) > 1 else ()
-    return CandidateList(first[0], second, (row,), identity, limits=length_limits(body), queries=queries)
 
 
 def _texts(value: object, where: str) -> tuple[str, ...]:
