@@ -77,7 +77,9 @@ def take_lock(path: Path, *, out: Path, wait: float, files: Files, clock: Callab
         try:
             mine = _try(descriptor, path, files)
             if mine and _is_found_at(descriptor, path):
-                who = _who()
+                who = json.dumps(
+                    {"pid": os.getpid(), "host": socket.gethostname(), "run": secrets.token_hex(8)}
+                ).encode()
                 files.truncate(descriptor, 0)
                 left = who
                 while left:
@@ -115,7 +117,11 @@ def _try(descriptor: int, path: Path, files: Files) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        _remove_lock_file(descriptor, path, files)
+        # Nobody can hold the file that was just made. One with content is of an earlier run, when there were locks.
+        if not os.fstat(descriptor).st_size and _is_found_at(descriptor, path):
+            with suppress(OSError):
+                files.unlink(path)
+                files.rmdir(path.parent)  # fails if anything else is in it
         raise OutputError(
             f"{path}: cannot be locked: the file system has no locks ({os.strerror(error.errno)})",
             hint="write to a file system with locks (a local disk, NFS with its lock service), and copy from there",
@@ -123,24 +129,11 @@ def _try(descriptor: int, path: Path, files: Files) -> bool:
     return True
 
 
-def _remove_lock_file(descriptor: int, path: Path, files: Files) -> None:
-    """Remove the lock file that was just made, on a file system without locks: nobody can hold it."""
-    if os.fstat(descriptor).st_size or not _is_found_at(descriptor, path):
-        return  # it is of an earlier run, when the file system had locks
-    with suppress(OSError):
-        files.unlink(path)
-        files.rmdir(path.parent)  # fails if anything else is in it
-
-
 def _is_found_at(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
         return False
-
-
-def _who() -> bytes:
-    return json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "run": secrets.token_hex(8)}).encode()
 
 
 def _read(descriptor: int) -> str:

@@ -59,7 +59,11 @@ def place_file(
         job: the job that uploads an object.
     """
     if isinstance(final, UrlPath):
-        _upload(work, final, files, may_replace, job)
+        try:
+            upload(work, final, may_replace=may_replace, job=job)
+        except FileExistsError as error:
+            raise _made_by_others(final) from error
+        files.unlink(work)
         return
     if is_special(final):
         feed(work, final, seal=seal)
@@ -104,11 +108,19 @@ def feed(
         if descriptor is None:
             descriptor = open_special(final)
             stack.callback(os.close, descriptor)
+        poll = select.poll()
+        poll.register(descriptor, select.POLLOUT)
         with work.open("rb") as source:
             while data := source.read(_FED_BYTES):
                 size += len(data)
                 digest.update(data)
-                _feed_all(descriptor, memoryview(data), check)
+                left = memoryview(data)
+                while left:
+                    check()
+                    try:
+                        left = left[os.write(descriptor, left) :]
+                    except BlockingIOError:
+                        poll.poll(_POLL_MILLISECONDS)
     if seal and not seal.is_of_bytes(size, digest.hexdigest()):
         raise changed(work, f"other bytes went into {final}")
 
@@ -127,17 +139,6 @@ def open_special(path: Path) -> int:
             if time.monotonic() > deadline:
                 raise OutputError(f"{path}: nobody reads this pipe", hint="start its reader first") from error
         time.sleep(_POLL_MILLISECONDS / 4000)
-
-
-def _feed_all(descriptor: int, left: memoryview, check: Callable[[], None]) -> None:
-    poll = select.poll()
-    poll.register(descriptor, select.POLLOUT)
-    while left:
-        check()
-        try:
-            left = left[os.write(descriptor, left) :]
-        except BlockingIOError:
-            poll.poll(_POLL_MILLISECONDS)
 
 
 def remove_file(path: Path, files: Files) -> None:
@@ -171,14 +172,6 @@ def write_file(final: Path, data: bytes, files: Files, *, may_replace: MayReplac
         finally:
             with suppress(OSError):
                 files.unlink(part)
-
-
-def _upload(work: Path, final: UrlPath, files: Files, may_replace: MayReplace, job: str | None) -> None:
-    try:
-        upload(work, final, may_replace=may_replace, job=job)
-    except FileExistsError as error:
-        raise _made_by_others(final) from error
-    files.unlink(work)
 
 
 def place_together(works: Mapping[Path, UrlPath], files: Files, may_replace: MayReplace) -> None:

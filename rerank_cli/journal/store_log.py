@@ -120,6 +120,7 @@ class StoreLog:
         self._prefix = f"{out.url.key}.job/"
         self._clock = clock
         self._run = secrets.token_hex(8)
+        self._alive = f"{self._prefix}alive-{self._run}"
         self._machine = machine_id()
         self.job = secrets.token_hex(8)
         self._next = 0
@@ -239,19 +240,21 @@ class StoreLog:
 
     def close(self) -> None:
         """Stop the signs of life."""
-        self._stop_beating()
+        self._ended.set()
+        if self._beating is not None:
+            self._beating.join()
 
     def release(self) -> None:
         """Release the lock; the log stays."""
-        self._stop_beating()
+        self.close()
         if not self._lost:
             with suppress(FileExistsError):
                 self._put("release")
-            self._store.delete(self._alive(self._run))
+            self._store.delete(self._alive)
 
     def remove(self) -> None:
         """Delete the log: the output exists, or nothing is worth keeping."""
-        self._stop_beating()
+        self.close()
         if self._lost:
             return
         found: dict[int | str, Stat] = {}
@@ -351,11 +354,6 @@ class StoreLog:
 
     # Signs of life
 
-    def _stop_beating(self) -> None:
-        self._ended.set()
-        if self._beating is not None:
-            self._beating.join()
-
     def _beat(self) -> None:
         self._store.get_ready()
         while not self._ended.wait(LEASE_SECONDS / _BEATS / 4):
@@ -365,7 +363,7 @@ class StoreLog:
                 if self._is_taken():
                     self._lost = True
                     return
-                self._store.put(self._alive(self._run), b"alive")
+                self._store.put(self._alive, b"alive")
                 self._said_at = self._clock()
 
     def _is_taken(self) -> bool:
@@ -389,9 +387,6 @@ class StoreLog:
 
     def _key(self, number: int) -> str:
         return f"{self._prefix}{number:0{_DIGITS}d}"
-
-    def _alive(self, run: str) -> str:
-        return f"{self._prefix}alive-{run}"
 
 
 def machine_id() -> str:

@@ -186,7 +186,10 @@ class Job:
             if self._log:
                 self._log.remove() if is_over else self._log.release()
             if is_over or self._log:
-                self._remove()
+                self._files.unlink(self.path("journal"))  # first: files without a journal belong to no job
+                for name in (*self._names, *_MADE_AT_THE_END, "lock"):
+                    self._files.unlink(self.path(name))
+                self._files.rmdir(self.folder)
         if is_kept and isinstance(error, RerankError) and not isinstance(error, _TELL_WHAT_IS_KEPT):
             where = f"{self.out}.job" if self._log else self.folder
             error.add_note(f"what is finished is kept in {where}; run the same command again to resume")
@@ -439,17 +442,14 @@ class Job:
         else:
             for entry in entries:
                 self._hashes |= entry.record.get("hashes", {})
-            found = self._differences_of(mine, header)
+            try:
+                known = header["fingerprint"]
+                files = {name: facts | {"sha256": self._hashes.get(name)} for name, facts in known["files"].items()}
+                found = mine.differences(known | {"files": files})
+            except (KeyError, TypeError, AttributeError):
+                found = ["its journal was not written by this program"]
         more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
         return "; ".join(found[:3]) + more
-
-    def _differences_of(self, mine: Fingerprint, header: Mapping[str, Any]) -> list[str]:
-        try:
-            known = header["fingerprint"]
-            files = {name: facts | {"sha256": self._hashes.get(name)} for name, facts in known["files"].items()}
-            return mine.differences(known | {"files": files})
-        except (KeyError, TypeError, AttributeError):
-            return ["its journal was not written by this program"]
 
     def _open_files(self, stack: ExitStack, entries: Sequence[Entry]) -> None:
         for name in _MADE_AT_THE_END:
@@ -533,13 +533,6 @@ class Job:
                     self._is_lost = True
                     raise
         self._broken = False
-
-    def _remove(self) -> None:
-        """Remove the folder, the journal first: files without a journal belong to no job."""
-        self._files.unlink(self.path("journal"))
-        for name in (*self._names, *_MADE_AT_THE_END, "lock"):
-            self._files.unlink(self.path(name))
-        self._files.rmdir(self.folder)
 
 
 def _has_log(out: Path) -> TypeGuard[UrlPath]:
