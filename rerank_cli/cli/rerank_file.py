@@ -141,7 +141,7 @@ def rerank_file(context: typer.Context, *, output: str | None, output_mode: str,
     # Imported here because they load more than --help must wait for.
     from rerank_cli.cli.evaluate_only import evaluate_only
     from rerank_cli.cli.job_request import read_job_options
-    from rerank_cli.cli.running import print_dry_run, refuse_gpu, run_and_report
+    from rerank_cli.cli.run_text import print_dry_run, refuse_gpu, run_and_report
 
     if given["evaluate_only"]:
         return evaluate_only(context)

@@ -49,7 +49,7 @@ def score(context: typer.Context, *, lines: bool, dry_run: bool, online: bool, *
     keep_freed_memory()
     # Imported here because they load numpy and more, which --help must not wait for.
     from rerank_cli.cli.job_request import read_job_options
-    from rerank_cli.cli.running import print_dry_run, refuse_gpu, run_and_report
+    from rerank_cli.cli.run_text import print_dry_run, refuse_gpu, run_and_report
 
     if lines and given["query"] is None:
         raise UsageError("--lines: needs --query", hint="plain lines hold passages only")

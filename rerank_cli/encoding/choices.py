@@ -12,10 +12,6 @@ Pool = Literal["max", "mean", "first"]
 CHUNK_OVERLAP = 64
 """Tokens that neighbouring chunks of a passage share."""
 
-MAX_TEXT_CHARACTERS = 2**20
-"""The longest query and the longest passage; a long novel has half as many. While a text is tokenised a character takes
-up to 475 bytes (CJK and punctuation, which are a token each): the longest text takes 500 MB at most, mostly 130 MB."""
-
 MAX_IMAGE_PIXELS = 40_000_000
 """The largest image, unless the user says otherwise. It takes 160 MB decoded; an A3 page at 400 dpi has 31 million."""
 

@@ -13,7 +13,6 @@ from rerank_cli.checkpoint.max_tokens import model_max_tokens
 from rerank_cli.checkpoint.similarity import check_embedder
 from rerank_cli.encoding.choices import (
     CHUNK_OVERLAP,
-    MAX_TEXT_CHARACTERS,
     ImageLimits,
     SpecialTokens,
     Truncation,
@@ -59,7 +58,9 @@ __all__ = [
     "split_pair",
 ]
 
-
+MAX_TEXT_CHARACTERS = 2**20
+"""The longest query and the longest passage; a long novel has half as many. While a text is tokenised a character takes
+up to 475 bytes (CJK and punctuation, which are a token each): the longest text takes 500 MB at most, mostly 130 MB."""
 _REASON_CHARACTERS = 200
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rerank_cli.evaluation.limits import EXTREMES
+from rerank_cli.evaluation.failure_analysis import EXTREMES
 
 Shown = Mapping[str, Any]
 """`text` of the query; `given` and `new`: the first passages of both orders (`shown_lists.show_list`)."""

@@ -3,7 +3,7 @@
     systems    read and measured, a file each                    systems.py
     verdicts   one for each system and measure, one family       verdict.py
     use        depth and blend, for systems that have scores     depth_and_blend.py, crossfit.py
-    limits     candidates, judgements, queries                   limits.py
+    limits     candidates, judgements, queries                   failure_analysis.py
     chances    how probable relevance is, by the score           probability.py, calibration.py
     likeness   how alike the orders are, without judgements      likeness.py
     lists      of the queries that changed most                  shown_lists.py
@@ -29,9 +29,9 @@ from rerank_cli.evaluation.calibration import Kind
 from rerank_cli.evaluation.calibration_file import document_of, report_of
 from rerank_cli.evaluation.chart_data import moves_of, scores_by_relevance, sorted_changes
 from rerank_cli.evaluation.depth_and_blend import together, use_of
+from rerank_cli.evaluation.failure_analysis import find_limits
 from rerank_cli.evaluation.kept_lists import KeptLists
 from rerank_cli.evaluation.likeness import Ids, compare
-from rerank_cli.evaluation.limits import find_limits
 from rerank_cli.evaluation.measures import Values
 from rerank_cli.evaluation.probability import RELEVANT_FROM, fit_system, keep_precision, pool_of, probabilities_of
 from rerank_cli.evaluation.qrels import read_qrels

@@ -42,7 +42,8 @@ from rerank_cli.job.first_scorer import (
 )
 from rerank_cli.job.options import JobOptions, refuse_unusable
 from rerank_cli.job.output_format import output_format, output_kind, output_shape
-from rerank_cli.machine.detect import ANSWER_SECONDS, WAKING_SECONDS, Machine, detect_machine
+from rerank_cli.machine.detect import Machine, detect_machine
+from rerank_cli.machine.nvml_driver import ANSWER_SECONDS, WAKING_SECONDS
 from rerank_cli.planning.known_model import KnownModel, find_model, with_checkpoint, with_choices
 from rerank_cli.planning.run_plan import Plan, plan_model, plan_run
 

@@ -26,6 +26,7 @@ from rerank_cli.formats.choices import TEACHER_FORMATS
 from rerank_cli.formats.inputs import can_be_reread, resolve_inputs
 from rerank_cli.formats.row_counts import count_lines, count_rows
 from rerank_cli.formats.shapes import tell_of_late_titles
+from rerank_cli.job.empty_output import refuse_empty
 from rerank_cli.job.kept_vectors import EmbeddedTexts, open_kept_texts
 from rerank_cli.job.options import STDOUT, JobOptions, refuse_unusable
 from rerank_cli.job.output import Destination, FileDestination, open_destination, place_page
@@ -43,7 +44,6 @@ from rerank_cli.job.stop import Stop
 from rerank_cli.job.totals import Totals
 from rerank_cli.job.watched_images import WatchedImages
 from rerank_cli.job.windows import SCORE_WINDOW_PAIRS, Share, Windows, wanted_of
-from rerank_cli.job.worse_output import refuse_worse
 from rerank_cli.job.write_window import WindowWriter
 from rerank_cli.journal import Files, Fingerprint, Job, Terms, Watch
 from rerank_cli.machine.bus_error import explaining_bus_errors
@@ -272,7 +272,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (takes what `run_job` has prepared; th
                 tell_progress(totals.counts, watcher.progress.share)
                 options.error_limit.check(totals.counts, last=False)
         options.error_limit.check(totals.counts, last=True)
-        refuse_worse(totals, destination, options)
+        refuse_empty(totals, destination, options)
         output.finish(note)
         evaluation = _write_whole(options, destination, totals, evaluator, texts)
         watch.check()  # the report reads files again, and would wait if one was replaced by a pipe

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeGuard
 from rerank_cli.errors import InputError, JobChangedError, LockedError, RerankError, StoppedError, TooManyBadRowsError
 from rerank_cli.journal.files import Files, WorkFile, changed, naming, refuse_lost_name
 from rerank_cli.journal.fingerprint import Fingerprint
+from rerank_cli.journal.lines import Entry, encode, read_journal
 from rerank_cli.journal.lock import Lock, take_lock
 from rerank_cli.journal.own_folder import refuse_foreign_folder
 from rerank_cli.journal.placing import MayReplace, any_file, feed, is_special, place_file, place_together, remove_file
-from rerank_cli.journal.records import Entry, encode, read_journal
 from rerank_cli.journal.seal import Seal
 from rerank_cli.journal.store_log import StoreLog
 from rerank_cli.journal.watch import Watch

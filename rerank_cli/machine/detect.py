@@ -11,13 +11,8 @@ from rerank_cli.machine.cpu import Cpu, detect_cpu, host_memory
 from rerank_cli.machine.cuda_visible import VARIABLE, apply_visibility
 from rerank_cli.machine.gpu import CudaDevice, Gpu, parse_gpu
 from rerank_cli.machine.nvml_answers import clean
-from rerank_cli.machine.nvml_driver import DriverQuestion
+from rerank_cli.machine.nvml_driver import ANSWER_SECONDS, DriverQuestion
 from rerank_cli.machine.torch_build import TorchBuild, detect_torch_build
-
-ANSWER_SECONDS = 3.0
-"""About how long a driver that is awake may take."""
-WAKING_SECONDS = 30.0
-"""For what would run for hours on the CPU if a driver that sleeps (no `nvidia-persistenced`) were taken for none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,11 @@ from rerank_cli.machine.cpu import HostMemory
 from rerank_cli.machine.gpu import Gpu
 from rerank_cli.machine.nvml_answers import SYSTEM, Answers, clean, collect, read_gpu
 
+ANSWER_SECONDS = 3.0
+"""About how long a driver that is awake may take."""
+WAKING_SECONDS = 30.0
+"""For what would run for hours on the CPU if a driver that sleeps (no `nvidia-persistenced`) were taken for none."""
+
 _LIBRARY = "libnvidia-ml.so.1"
 _LIBRARY_FOLDERS = ("lib", "lib64", "usr/lib", "usr/lib64", "usr/local/lib")  # and their `*-linux-gnu`
 _GOODBYE_SECONDS = 0.2  # for a child that has said all, or was just killed, to be gone

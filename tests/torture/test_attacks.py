@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from rerank_cli.cli import main
-from rerank_cli.journal.records import encode, read_journal
+from rerank_cli.journal.lines import encode, read_journal
 from tests.conftest import TINY_CHECKPOINT, write_lines
 from tests.processes import Started, wait_until
 from tests.torture.runs import ROOT, Asked, Runs

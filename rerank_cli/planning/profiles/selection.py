@@ -13,7 +13,7 @@
 5. The group with the most engines in all is the plan; of equal ones the optimized, then the larger budget.
 
 Which profiles match, and in which order they are tried, is `matching.py`; the values are in `decision.py`, and the
-reasons in words in `reasons.py`.
+reasons in words in `why_chosen.py`.
 
 NVIDIA's rule "homogeneous GPUs with sufficient aggregate memory" is applied only to the memory that it publishes for
 the fallback. An engine of ours lives on one GPU, so each GPU must have room by the memory model as well.
@@ -49,7 +49,7 @@ from rerank_cli.planning.profiles.matching import (
     rules_of,
 )
 from rerank_cli.planning.profiles.model_profiles import ModelProfiles, Profile
-from rerank_cli.planning.profiles.reasons import explain_engines, explain_limits, explain_profile
+from rerank_cli.planning.profiles.why_chosen import explain_engines, explain_limits, explain_profile
 
 
 def select_profile(

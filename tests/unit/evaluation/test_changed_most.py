@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rerank_cli.evaluation.evaluator import Evaluator
-from rerank_cli.evaluation.limits import EXTREMES
+from rerank_cli.evaluation.failure_analysis import EXTREMES
 from rerank_cli.evaluation.orders import Orders
 
 DEPTH = 8

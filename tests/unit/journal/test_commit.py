@@ -25,7 +25,7 @@ from rerank_cli.journal import (
     same_output,
     write_whole,
 )
-from rerank_cli.journal import records as journals
+from rerank_cli.journal import lines as journals
 from rerank_cli.journal.lock import take_lock
 from tests.conftest import LONG
 

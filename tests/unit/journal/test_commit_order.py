@@ -19,7 +19,7 @@ import pytest
 
 from rerank_cli.errors import JobChangedError, LockedError, OutputError
 from rerank_cli.journal import Files, Fingerprint, Job, Terms, place_file, write_file, write_whole
-from rerank_cli.journal import records as journals
+from rerank_cli.journal import lines as journals
 from rerank_cli.journal.lock import take_lock
 
 

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from rerank_cli.errors import InputError, JobChangedError, OutputError, TooManyBadRowsError
-from rerank_cli.journal import Files, Fingerprint, Job, identity_of, place_file, placing, records, write_file
+from rerank_cli.journal import Files, Fingerprint, Job, identity_of, lines, place_file, placing, write_file
 from rerank_cli.journal import files as file_calls
 from rerank_cli.journal.files import opened_as_own
 from rerank_cli.journal.fingerprint import sha256_of
+from rerank_cli.journal.lines import encode, read_journal
 from rerank_cli.journal.lock import take_lock
 from rerank_cli.journal.placing import feed, open_special
-from rerank_cli.journal.records import encode, read_journal
 from rerank_cli.journal.seal import Seal
 from rerank_cli.storage import UrlPath
 from tests.unit.journal.test_commit import WHOLE, WINDOWS, Failing, OtherDisk, add, fingerprint, finish, job
@@ -449,7 +449,7 @@ def test_a_commit_that_does_not_follow_the_one_before_ends_the_journal(tmp_path:
 def test_a_line_with_a_right_checksum_that_is_no_json_ends_the_journal(tmp_path: Path) -> None:
     first, check = encode([{"kind": "job", "format": 2}], after="")
     text = b"{no json"
-    line = b'["' + records._check(check, text).encode() + b'", ' + text + b"]\n"
+    line = b'["' + lines._check(check, text).encode() + b'", ' + text + b"]\n"
     (tmp_path / "journal").write_bytes(first + line + first)
     assert [entry.record for entry in read_journal(tmp_path / "journal")] == [{"kind": "job", "format": 2}]
 

@@ -19,10 +19,10 @@ from rerank_cli.journal import Files, Watch, WorkFile, place_file, placing, writ
 from rerank_cli.journal import files as file_calls
 from rerank_cli.journal.files import opened_as_own
 from rerank_cli.journal.fingerprint import sha256_of
+from rerank_cli.journal.lines import encode, read_journal
 from rerank_cli.journal.lock import take_lock
 from rerank_cli.journal.own_folder import refuse_foreign_folder
 from rerank_cli.journal.placing import feed
-from rerank_cli.journal.records import encode, read_journal
 from rerank_cli.journal.seal import Seal
 from tests.unit.journal.test_commit import WHOLE, add, finish, job
 

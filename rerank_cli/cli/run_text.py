@@ -1,4 +1,4 @@
-"""What `score` and `rerank-file` share once options are parsed: run, say how it went, choose the exit code."""
+"""What `score` and `rerank-file` say of a run or a dry run, on stderr or as JSON, and the exit code they choose."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from rerank_cli.job.output import Destination
 from rerank_cli.job.totals import Totals
 
 
-def refuse_worse(totals: Totals, destination: Destination, options: JobOptions) -> None:
+def refuse_empty(totals: Totals, destination: Destination, options: JobOptions) -> None:
     """Raise if all windows are done and the output would hold nothing; the older output is kept."""
     counts, out = totals.counts, options.names.output
     if counts.rows_in and not counts.rows_out and not options.error_limit.all:
