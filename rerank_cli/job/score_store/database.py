@@ -67,6 +67,7 @@ _MOST = 10**15  # tokens or seconds that a store can have seen; a text and infin
 _KEPT_SHARE = 0.9  # of the limit, after eviction
 _BESIDE = 24  # bytes of an entry besides its value: key, day, header
 _ROOM = 1.7  # bytes of the file per byte of entries: a split page is half full; measured: 1.4 to 1.75
+_FAILED_WRITES = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_SHMSIZE)
 _PARTS = 256  # ranges of keys that are evicted one after the other, so that no process waits for long
 
 
@@ -92,6 +93,8 @@ class ScoreStore:
         limit_bytes: The largest size of its file.
         shared_memory: The file system lets processes share memory, as WAL needs.
         on_fault: Gets a sentence, once, if the store cannot be used or written any more.
+        set_aside: Called if the database proves damaged, after its last use: renames it, and returns its new name, or
+            None if other processes use it.
         release: Called when the store is closed.
     """
 
@@ -102,13 +105,14 @@ class ScoreStore:
         limit_bytes: int | None = None,
         shared_memory: bool = True,
         on_fault: Callable[[str], None] | None = None,
+        set_aside: Callable[[], str | None] | None = None,
         release: Callable[[], None] | None = None,
     ) -> None:
         self.path = path
         self.damaged = 0
         """Entries that were found, but have a wrong checksum."""
         self.added = 0
-        self._limit, self._on_fault, self._release = limit_bytes, on_fault, release
+        self._limit, self._on_fault, self._set_aside, self._release = limit_bytes, on_fault, set_aside, release
         self._lock = threading.Lock()
         self._reads = self._writes = True
         self._database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
@@ -197,13 +201,16 @@ class ScoreStore:
         """End its use."""
         with self._lock:
             self._reads = self._writes = False
-            with suppress(sqlite3.Error):
-                self._database.close()
+            self._end()
+
+    # Inside, with the lock held
+
+    def _end(self) -> None:
+        with suppress(sqlite3.Error):
+            self._database.close()
         if self._release:
             self._release()
             self._release = None
-
-    # Inside, with the lock held
 
     def _rows(self, keys: Sequence[bytes]) -> Iterator[tuple[bytes, bytes, int]]:
         """The rows of sorted `keys`, and perhaps others between them."""
@@ -390,31 +397,52 @@ class ScoreStore:
                 self._count(of_day, -size)
         return sum(size for _, size in rows)
 
-    def _fault(self, error: Exception, *, reading: bool) -> None:
-        """Note a failure of the database: stop writing, or all use of it, and tell it once."""
+    def _fault(self, error: sqlite3.Error, *, reading: bool) -> None:
+        """Note a failure of the database: stop writing, or all use of it, and tell it once.
+
+        A damaged one is set aside for the next run. If other processes use it, the last that finds it damaged does so.
+        """
         told = not self._writes
         self._writes = False
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # errors of Python's sqlite3 module itself have no code
-        busy = isinstance(error, sqlite3.OperationalError) and code in (
+        busy = isinstance(error, sqlite3.OperationalError) and code_of(error) in (
             sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY,
         )  # fmt: skip
         if reading or not busy:
             self._reads = False
+        what = "scores of this run are not kept" if self._reads else "this run continues without it"
+        text = f"warning: the store {self.path} failed ({why_it_failed(error, self.path)}); {what}"
+        if self._set_aside and is_damaged(error):
+            with suppress(sqlite3.Error):
+                self._database.close()
+            with suppress(OSError):  # a folder that cannot be written to
+                if aside := self._set_aside():
+                    told = False
+                    text = f"warning: the store {self.path} is damaged ({error}): renamed to {aside}; {what}"
+            self._set_aside = None
+            self._end()
         if self._on_fault and not told:
-            what = "scores of this run are not kept" if self._reads else "this run continues without it"
-            self._on_fault(f"warning: the store {self.path} failed ({why_it_failed(error, self.path)}); {what}")
+            self._on_fault(text)
 
     @staticmethod
     def _day_number() -> int:
         return int(time.time()) // _DAY_SECONDS
 
 
+def code_of(error: Exception) -> int:
+    """What kind of failure SQLite reports; 0 for an error of another origin, also of Python's module."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def is_damaged(error: sqlite3.Error) -> bool:
+    """Whether the file is no whole database."""
+    return code_of(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
 def why_it_failed(error: Exception, path: Path) -> str:
     """What the database or the operating system says, with the space left if that may be the reason."""
     said = getattr(error, "strerror", None) or str(error)
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    is_full = code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) or getattr(error, "errno", None) in FULL
-    room = room_left(path) if is_full else None
+    is_full = code_of(error) == sqlite3.SQLITE_FULL or getattr(error, "errno", None) in FULL
+    room = room_left(path) if is_full or getattr(error, "sqlite_errorcode", 0) in _FAILED_WRITES else None
     return f"{said}: {room}" if room else said
 
 

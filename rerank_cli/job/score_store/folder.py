@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rerank_cli.job.score_store.database import ForeignError, ScoreStore, why_it_failed
+from rerank_cli.job.score_store.database import ForeignError, ScoreStore, is_damaged, why_it_failed
 
 DATABASE = "scores.sqlite3"
 
@@ -80,7 +80,7 @@ def _open(
     def opened() -> ScoreStore:
         return ScoreStore(
             folder / DATABASE, limit_bytes=limit_bytes, shared_memory=shared_memory, on_fault=on_fault,
-            release=lambda: os.close(lock),
+            set_aside=lambda: _set_aside(folder, lock), release=lambda: os.close(lock),
         )  # fmt: skip
 
     fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # fails on a file system without record locks, which SQLite uses
@@ -90,7 +90,7 @@ def _open(
     except ForeignError:
         raise
     except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        if not is_damaged(error):
             raise
         aside = _set_aside(folder, lock)
         if aside is None:

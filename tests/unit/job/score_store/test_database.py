@@ -11,6 +11,7 @@ import pytest
 
 from rerank_cli.job.score_store import Rate, ScoreStore, Unusable, open_store
 from rerank_cli.job.score_store import database as module
+from rerank_cli.job.score_store.database import why_it_failed
 from rerank_cli.job.score_store.folder import DATABASE, file_system
 
 
@@ -89,22 +90,57 @@ def test_a_damaged_database_is_set_aside_and_a_new_one_begins(tmp_path: Path) ->
     again.close()
 
 
-def test_a_database_that_is_damaged_while_it_is_used_ends_its_use_alone(tmp_path: Path) -> None:
-    store = opened(tmp_path)
-    store.add(entries(60_000))
-    store.close()
-    path = tmp_path / DATABASE
+def _damage_all_but_the_head(folder: Path) -> None:
+    path = folder / DATABASE
     data = bytearray(path.read_bytes())
     data[8192:] = b"\xa5" * (len(data) - 8192)
     path.write_bytes(data)
+
+
+def test_a_database_that_proves_damaged_while_it_is_used_is_set_aside_for_the_next_run(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.add(entries(60_000))
+    store.close()
+    _damage_all_but_the_head(tmp_path)
     told: list[str] = []
     again = opened(tmp_path, on_fault=told.append)
     assert again.find(list(entries(60_000))) == {}
     again.add(entries(10))
     assert again.find(list(entries(10))) == {}
+    assert again.size == 0
     assert len(told) == 1
+    assert "is damaged" in told[0]
     assert "continues without it" in told[0]
     again.close()
+    assert len(list(tmp_path.glob("scores.damaged-*"))) == 1
+    new = opened(tmp_path, on_fault=told.append)
+    new.add(entries(10))
+    assert new.find(list(entries(10))) == entries(10)
+    new.close()
+    assert len(told) == 1
+
+
+def test_of_two_that_use_a_damaged_database_the_last_one_sets_it_aside(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.add(entries(60_000))
+    store.close()
+    _damage_all_but_the_head(tmp_path)
+    told: list[str] = []
+    both = [opened(tmp_path, on_fault=told.append) for _ in range(2)]
+    assert both[0].find(list(entries(60_000))) == {}
+    assert not list(tmp_path.glob("scores.damaged-*"))  # another one uses it
+    assert both[1].find(list(entries(60_000))) == {}
+    assert len(list(tmp_path.glob("scores.damaged-*"))) == 1
+    assert ["continues without it" in text for text in told] == [True, True]
+    for one in both:
+        one.close()
+
+
+@pytest.mark.parametrize(("code", "told"), [("SQLITE_IOERR_READ", False), ("SQLITE_IOERR_SHMSIZE", True)])
+def test_only_of_a_failed_write_is_told_what_room_is_left(tmp_path: Path, code: str, told: bool) -> None:
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = getattr(sqlite3, code)
+    assert ("left on the file system" in why_it_failed(error, tmp_path)) is told
 
 
 def test_another_programs_database_is_left_as_it_is(tmp_path: Path) -> None:
