@@ -362,11 +362,6 @@ def _read_template(tokenizer: Tokenizer, where: str, *, bare: bool) -> PairTempl
             hint="its post-processor is missing: save it again from the original tokenizer; a language model needs a "
             "prompt: `--template`",
         )
-    _check_template(tokenizer, template, where)
-    return template
-
-
-def _check_template(tokenizer: Tokenizer, template: PairTemplate, where: str) -> None:
     for query, passage in [
         ("", ""),
         ("a b", ""),
@@ -375,13 +370,14 @@ def _check_template(tokenizer: Tokenizer, template: PairTemplate, where: str) ->
         ("Ä 東京 1", "x" * 50),
     ]:
         expected = tokenizer.encode(query, passage)
-        first, second = (
+        one, other = (
             np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int32) for text in (query, passage)
         )
-        (joined,) = template.join([(first, second, 0)])
+        (joined,) = template.join([(one, other, 0)])
         types = [int(i >= joined.second_start) for i in range(len(joined.input_ids))]
         if joined.input_ids.tolist() != expected.ids or types != expected.type_ids:
             raise ModelError(f"{where}: the tokenizer encodes a pair otherwise than its two texts one by one")
+    return template
 
 
 @dataclass(frozen=True, slots=True)

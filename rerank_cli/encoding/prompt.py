@@ -150,7 +150,13 @@ class PromptEncoder:
         self._chunk_overlap = chunk_overlap
         empty = next(self._tokenise([("", "")]))
         self._template_size, self._template_unknown = self._size(empty), self._count_unknown(empty)
-        self._check_room()
+        size = self._template_size - len(self._before) - len(self._after)
+        if truncate == "reference":
+            size = sum(map(len, self._constant.values())) if prompt.cut is cut_right else 0
+        if self._room - size < 1:
+            raise UsageError(
+                f"--max-tokens {max_tokens}: the template alone has {size + max_tokens - self._room} tokens"
+            )
 
     def encode(
         self, pairs: Sequence[tuple[str, str]], limits: Limits = NO_LIMITS, *, images: Sequence[Ids] = ()
@@ -165,16 +171,6 @@ class PromptEncoder:
                 parts[self._prompt.image_part] = images[place]
             encoded.append(unless_unread(self._encode_pair(query, passage, parts, limits), self._max_unknown))
         return encoded
-
-    def _check_room(self) -> None:
-        if self._truncate == "reference":
-            size = sum(map(len, self._constant.values())) if self._prompt.cut is cut_right else 0
-        else:
-            size = self._template_size - len(self._before) - len(self._after)
-        if self._room - size < 1:
-            raise UsageError(
-                f"--max-tokens {self.max_tokens}: the template alone has {size + self.max_tokens - self._room} tokens"
-            )
 
     def _tokenise(self, pairs: Sequence[tuple[str, str]]) -> Iterator[list[Ids]]:
         """The ids of each part of each pair; each distinct text is tokenised once."""

@@ -144,8 +144,12 @@ def _scoring_of_language_model(checkpoint: Checkpoint, template: ChatTemplate | 
                 else f"no family of rerankers is known for {checkpoint.architecture}"
             ),
         )
-    answers = _find_yes_and_no(checkpoint)
-    if answers is None:
+    # As sentence-transformers: the tokens `yes` and `no` where nothing is declared.
+    from rerank_cli.encoding.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(checkpoint)
+    yes, no = tokenizer.token_to_id("yes"), tokenizer.token_to_id("no")
+    if yes is None or no is None:
         raise ModelError(
             f"{template.place}: the chat template carries a query and a passage, and the tokenizer has no tokens `yes` "
             "and `no`: which tokens answer is not declared",
@@ -153,20 +157,11 @@ def _scoring_of_language_model(checkpoint: Checkpoint, template: ChatTemplate | 
         )
     return Scoring(
         template=template,
-        answers=answers,
+        answers=LogitScore(yes, no),
         told="taken for a reranker by its chat template, which has a query and a document; the score is the logit of "
         "`yes` less that of `no`, since no LogitScore is declared",
         taken=True,
     )
-
-
-def _find_yes_and_no(checkpoint: Checkpoint) -> LogitScore | None:
-    """The tokens `yes` and `no`, which sentence-transformers takes where nothing is declared."""
-    from rerank_cli.encoding.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(checkpoint)
-    yes, no = tokenizer.token_to_id("yes"), tokenizer.token_to_id("no")
-    return None if yes is None or no is None else LogitScore(yes, no)
 
 
 def answer_ids(checkpoint: Checkpoint) -> list[int]:

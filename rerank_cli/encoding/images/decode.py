@@ -14,7 +14,6 @@ EXIF orientation is not applied, because the models' own processors do not apply
 from __future__ import annotations
 
 import struct
-import warnings
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,11 +38,6 @@ _FAULTS = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError, AttributeError, RuntimeError,
     struct.error, zlib.error, Warning, Image.DecompressionBombError,
 )  # fmt: skip
-
-
-def make_warnings_of_pillow_errors() -> None:
-    """From now on a warning inside of Pillow is an error, in every thread of this process."""
-    warnings.filterwarnings("error", module=r"PIL\.")
 
 
 @dataclass(frozen=True)

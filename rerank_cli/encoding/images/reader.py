@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from rerank_cli.encoding.choices import MAX_IMAGE_PIXELS
 from rerank_cli.encoding.images.cut_tiles import cut_tiles
-from rerank_cli.encoding.images.decode import OpenImage, make_warnings_of_pillow_errors, open_image
+from rerank_cli.encoding.images.decode import OpenImage, open_image
 from rerank_cli.encoding.images.source import ImageProblem, read_source
 from rerank_cli.encoding.images.tile_grid import TileGrid, closest_grid
 from rerank_cli.records import ImageSource, Tiles
@@ -44,7 +45,7 @@ class ImageReader:
         max_pixels: int = MAX_IMAGE_PIXELS,
         rgb_first: bool = False,
     ) -> None:
-        make_warnings_of_pillow_errors()
+        warnings.filterwarnings("error", module=r"PIL\.")  # from now on, in every thread of this process
         self.settings: Mapping[str, Any] = {
             "tile_size": tile_size,
             "max_tiles": max_tiles,
