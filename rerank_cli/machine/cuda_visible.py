@@ -186,12 +186,3 @@ def _number(gpu: Gpu, numbers: Mapping[_Name, int], named: set[_Name], hidden: s
     if number is not None or gpu.reason:
         return replace(gpu, cuda_index=number)
     return replace(gpu, reason=_NOT_BESIDE_MIG if is_named else hidden)
-
-
-def _number_instance(
-    gpu: int, mig: MigInstance, numbers: Mapping[_Name, int], named: set[_Name], hidden: str
-) -> MigInstance:
-    number = numbers.get((gpu, mig.index))
-    if number is not None or mig.reason:
-        return replace(mig, cuda_index=number)
-    return replace(mig, reason=_ONE_INSTANCE if named & {(gpu, None), (gpu, mig.index)} else hidden)

@@ -160,10 +160,15 @@ def estimate(model: MemoryModel, batch: BatchSize, place: Placement, *, tiles: i
     shape, constants, fp8 = model.shape, place.constants, place.fp8(model.weights)
     how = replace(place.execution(shape), fp8=fp8)
     moment = peak(shape, batch, how)
-    vision = _vision_bytes(shape, tiles, how, beside=moment.total)
+    vision = pixels = 0
+    if shape.vision is not None and tiles:
+        pixels = pixel_bytes(shape.vision, min(tiles, BATCH_TILES))
+        vision = how.element * tiles * shape.vision.tokens_per_tile * shape.hidden  # a vector for each token of a tile
+        if how.threads:
+            vision += pixel_bytes(shape.vision, tiles)  # a GPU sees a batch of them at a time
+        vision += max(moment.total, tower_peak(shape.vision, tiles, how)) - moment.total
     pooled = _FLOAT * batch.pairs * (shape.hidden + 1)
     forward = moment.total + vision + pooled
-    pixels = pixel_bytes(shape.vision, min(tiles, BATCH_TILES)) if shape.vision else 0
     return Estimate(
         weights=model.weights.size_bytes(how.element, fp8=fp8),
         activations=moment.activations,
@@ -179,16 +184,6 @@ def estimate(model: MemoryModel, batch: BatchSize, place: Placement, *, tiles: i
         engines=place.engines,
         lanes=place.lanes,
     )
-
-
-def _vision_bytes(shape: ModelShape, tiles: int, how: Execution, *, beside: int) -> int:
-    """`Estimate.vision` for so many tiles. beside: the peak of the language model."""
-    if shape.vision is None or tiles == 0:
-        return 0
-    kept = how.element * tiles * shape.vision.tokens_per_tile * shape.hidden  # a vector for each token of a tile
-    if how.threads:
-        kept += pixel_bytes(shape.vision, tiles)  # a GPU sees a batch of them at a time
-    return kept + max(beside, tower_peak(shape.vision, tiles, how)) - beside
 
 
 def need_for(model: MemoryModel, *, cpu: Cpu | None = None, lanes: int = 1) -> Callable[..., int]:

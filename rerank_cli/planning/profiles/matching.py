@@ -197,19 +197,16 @@ def check_request(choice: ProfileSearch) -> None:
     if request.max_tokens is not None and request.max_tokens > most:
         asked = f"{request.origin('max_tokens')} {request.max_tokens}"
         raise UsageError(f"{asked}: {choice.rules.model} reads at most {most} tokens")
-    if request.profile != "auto":
-        _check_profile_name(choice)
-
-
-def _check_profile_name(choice: ProfileSearch) -> None:
-    asked = f"{choice.request.origin('profile')} {choice.request.profile}"
-    known = {profile.name: profile.precision for profile in choice.rules.profiles}
-    known |= {f"cpu-{precision}": precision for precision in choice.machine.cpu_precisions}
-    precision = known.get(choice.request.profile)
+    if request.profile == "auto":
+        return
+    asked = f"{request.origin('profile')} {request.profile}"
+    profiles = {profile.name: profile.precision for profile in choice.rules.profiles}
+    profiles |= {f"cpu-{precision}": precision for precision in choice.machine.cpu_precisions}
+    precision = profiles.get(request.profile)
     if precision is None:
-        near = difflib.get_close_matches(choice.request.profile, known, n=1)
+        near = difflib.get_close_matches(request.profile, profiles, n=1)
         guess = f"did you mean `{near[0]}`? " if near else ""
-        raise UsageError(f"{asked}: not known", hint=f"{guess}known are auto, {join_names(known)}")
+        raise UsageError(f"{asked}: not known", hint=f"{guess}known are auto, {join_names(profiles)}")
     if choice.precision not in (None, precision):
         raise UsageError(f"{asked}: is {precision}, not {choice.precision}")
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -246,18 +247,16 @@ def _check_profiles(file: str, profiles: Sequence[Profile]) -> None:
             hint="key all optimized profiles of a file by the same",
         )
     for place, profile in enumerate(optimized):
-        _check_reachable(file, profile, optimized[:place])
-
-
-def _check_reachable(file: str, profile: Profile, earlier: Sequence[Profile]) -> None:
-    """Earlier profiles of its precision do not match all that it does; one on request hides only another on request."""
-    same_precision = [other for other in earlier if other.precision == profile.precision]
-    hiding = [other for other in same_precision if profile.on_request or not other.on_request]
-    capabilities = {capability for other in hiding for capability in other.compute_capabilities}
-    skus = {plain_sku(sku) for other in hiding for sku in other.skus}
-    if capabilities.issuperset(profile.compute_capabilities) and skus.issuperset(map(plain_sku, profile.skus)):
-        names = ", ".join(f"`{other.name}`" for other in hiding)
-        raise ProfileError(f"{file}: profile `{profile.name}`: never chosen, {names} before it match all that it does")
+        # Those before it that may hide it; a profile on request hides only another on request.
+        same_precision = [other for other in optimized[:place] if other.precision == profile.precision]
+        hiding = [other for other in same_precision if profile.on_request or not other.on_request]
+        capabilities = {capability for other in hiding for capability in other.compute_capabilities}
+        skus = {plain_sku(sku) for other in hiding for sku in other.skus}
+        if capabilities.issuperset(profile.compute_capabilities) and skus.issuperset(map(plain_sku, profile.skus)):
+            before = ", ".join(f"`{other.name}`" for other in hiding)
+            raise ProfileError(
+                f"{file}: profile `{profile.name}`: never chosen, {before} before it match all that it does"
+            )
 
 
 def _check_memory(file: str, tables: Sequence[PublishedTable]) -> None:
@@ -270,21 +269,16 @@ def _check_memory(file: str, tables: Sequence[PublishedTable]) -> None:
         if heading in seen:
             raise ProfileError(f"{where}: the heading is there twice")
         seen.add(heading)
-        _check_rows(where, table.rows)
-
-
-def _check_rows(where: str, rows: Sequence[PublishedRow]) -> None:
-    if len(rows) > 1 and any(row.max_batch_size is None for row in rows):
-        raise ProfileError(f"{where}: several rows need `max_batch_size` and `max_sequence_length`")
-    points = [(row.max_batch_size or 0, row.max_sequence_length or 0, row.gib) for row in rows]
-    for place, (batch_size, length, gib) in enumerate(points):
-        for other_batch_size, other_length, other_gib in points[:place] + points[place + 1 :]:
-            if batch_size > other_batch_size or length > other_length:
+        if len(table.rows) > 1 and any(row.max_batch_size is None for row in table.rows):
+            raise ProfileError(f"{where}: several rows need `max_batch_size` and `max_sequence_length`")
+        points = [(row.max_batch_size or 0, row.max_sequence_length or 0, row.gib) for row in table.rows]
+        for (batch_size, length, gib), (other_size, other_length, other_gib) in permutations(points, 2):
+            if batch_size > other_size or length > other_length:
                 continue
-            if (batch_size, length) == (other_batch_size, other_length):
+            if (batch_size, length) == (other_size, other_length):
                 raise ProfileError(f"{where}: `rows` has batch size {batch_size}, length {length} twice")
             if gib > other_gib:
                 raise ProfileError(
                     f"{where}: `gib` falls from {gib} at batch size {batch_size}, length {length} to {other_gib} at "
-                    f"batch size {other_batch_size}, length {other_length}"
+                    f"batch size {other_size}, length {other_length}"
                 )

@@ -105,22 +105,19 @@ def _usable_gpus(choice: ProfileSearch) -> list[CudaDevice]:
             choice.reasons += [] if gpus else [f"CPU: {why}"]
         elif not gpus:
             choice.reasons.append("CPU: no usable GPU")
-    if not gpus:
-        _refuse_cpu(choice)
-    return gpus
-
-
-def _refuse_cpu(choice: ProfileSearch) -> None:
-    """Raise where the request needs a GPU."""
-    request, why = choice.request, choice.reasons[-1].removeprefix("CPU: ")
-    if not choice.machine.gpus and choice.machine.no_gpu_reason:
-        why += f": {choice.machine.no_gpu_reason}"
+    if gpus:
+        return gpus
+    # The request may need a GPU.
+    why = choice.reasons[-1].removeprefix("CPU: ")
+    if not machine.gpus and machine.no_gpu_reason:
+        why += f": {machine.no_gpu_reason}"
     if request.require is not None:
         raise choice.refusal(f"--require {request.require}: {why}")
     if request.device == "cuda":
         raise choice.refusal(f"{request.origin('device')} cuda: {why}")
     if request.profile != "auto" and not request.profile.startswith("cpu-"):
         raise choice.refusal(f"{request.origin('profile')} {request.profile}: {why}")
+    return []
 
 
 def _asked_gpus(choice: ProfileSearch) -> list[CudaDevice]:
@@ -304,23 +301,18 @@ def _best(choice: ProfileSearch, candidates: Sequence[Decision]) -> Decision:
         return asked, plan.total_engines, plan.kind == "optimized", plan.token_budget, total, -plan.devices[0]
 
     best = max(allowed, key=rank)
-    for found in allowed:
-        if found is not best:
-            _reject_plan(choice, found.plan, best.plan)
+    for plan in (found.plan for found in allowed if found is not best):
+        here, there = (
+            f"{one.total_engines} engine{'s' * (one.total_engines > 1)} in all "
+            f"({one.kind}, {one.precision}, token budget {one.token_budget})"
+            for one in (plan, best.plan)
+        )
+        reason = f"{show_group(plan.gpus)}: {here}; chosen is {show_group(best.plan.gpus)}, {there}"
+        choice.rejected.append(Rejection(plan.profile, reason))
+        if plan.kind == "optimized" and best.plan.kind != "optimized":
+            choice.warn(f"{show_group(plan.gpus)} is idle: it has an optimized profile, but fewer engines in all")
     warnings = (*choice.warnings, *best.warnings)
     return Decision(best.plan, (*choice.reasons, *best.reasons), tuple(choice.rejected), warnings)
-
-
-def _reject_plan(choice: ProfileSearch, plan: ProfilePlan, best: ProfilePlan) -> None:
-    here, there = (
-        f"{one.total_engines} engine{'s' * (one.total_engines > 1)} in all "
-        f"({one.kind}, {one.precision}, token budget {one.token_budget})"
-        for one in (plan, best)
-    )
-    reason = f"{show_group(plan.gpus)}: {here}; chosen is {show_group(best.gpus)}, {there}"
-    choice.rejected.append(Rejection(plan.profile, reason))
-    if plan.kind == "optimized" and best.kind != "optimized":
-        choice.warn(f"{show_group(plan.gpus)} is idle: it has an optimized profile, but fewer engines in all")
 
 
 def _cpu_decision(choice: ProfileSearch) -> Decision:
