@@ -93,8 +93,10 @@ def _natural_key(name: str) -> list[tuple[int, str]]:
 def _files_of_url(path: str, is_data: Callable[[str], bool]) -> list[FoundFile]:
     """The objects that a URL stands for: itself, those below a prefix, or those that a pattern matches."""
     try:
+        if not path.endswith("/") and is_object(path):
+            return [FoundFile(path)]
         if not glob.has_magic(path):
-            return [FoundFile(path)] if not path.endswith("/") and is_object(path) else _files_below(path, is_data)
+            return _files_below(path, is_data)
         matches = matching_objects(path)
         found = [
             file

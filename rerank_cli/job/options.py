@@ -133,6 +133,7 @@ class Names:
             "per_query": self.per_query,
             "output": beside,
         }
+        path_of(beside)  # a message about its URL names it, before the names that are made of it
         return {kind: path_of(path) for kind, path in paths.items() if path}
 
 

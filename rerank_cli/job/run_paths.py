@@ -250,16 +250,16 @@ class RunPaths:
     def _refuse_work_folder(self, read: Mapping[str, Path]) -> None:
         if self._work is None:
             return
-        work = self._work.resolve()
+        works = {path.resolve(): path for path in (self._work, path_of(f"{self._names.output}.job"))}
         for kind, path in self._names.files.items():
-            if path.resolve().is_relative_to(work):
+            if work := next((one for one in works if path.resolve().is_relative_to(one)), None):
                 raise UsageError(
-                    f"{_OPTIONS[kind]} {path}: lies in {self._work}, the work folder of this run",
+                    f"{_OPTIONS[kind]} {path}: lies in {works[work]}, the work folder of this run",
                     hint="name another file",
                 )
         for path in read.values():
-            if path.resolve().is_relative_to(work):
-                raise UsageError(f"{path}: is read, and lies in {self._work}, the work folder of this run")
+            if work := next((one for one in works if path.resolve().is_relative_to(one)), None):
+                raise UsageError(f"{path}: is read, and lies in {works[work]}, the work folder of this run")
 
 
 def _are_one_name(one: Path, other: Path) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 
 from rerank_cli.storage.opened import first_seen, open_store, remember
 from rerank_cli.storage.url import Url, parse_url
@@ -32,13 +33,13 @@ def matching_objects(pattern: str) -> set[str]:
     """
     url = parse_url(pattern)
     fixed = re.split(r"[*?\[]", url.key, maxsplit=1)[0]
-    wanted = _compiled(url.key)
+    wanted, only_folders = url.key.rstrip("/").split("/"), url.key.endswith("/")
     found = set()
     for one in _list_urls(str(Url(url.scheme, url.container, fixed))):
         pieces = one.key.split("/")
         for count in range(1, len(pieces) + 1):
-            if wanted.fullmatch("/".join(pieces[:count])):
-                is_whole = count == len(pieces)
+            is_whole = count == len(pieces)
+            if _matches(pieces[:count], wanted) and not (is_whole and only_folders):
                 found.add(str(Url(url.scheme, url.container, "/".join(pieces[:count]) + ("" if is_whole else "/"))))
                 break
     return found
@@ -48,25 +49,14 @@ def _list_urls(text: str) -> Iterator[Url]:
     url = parse_url(text)
     for key, stat in open_store(url).list(url.key):
         one = Url(url.scheme, url.container, key)
-        if not key.endswith("/"):  # some tools put an empty object with such a key to stand for a folder
-            remember(str(one), stat)
-            yield one
+        remember(str(one), stat)
+        yield one
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
-    text, at = "", 0
-    while at < len(pattern):
-        char = pattern[at]
-        if pattern.startswith("**/", at):
-            text, at = text + "(?:[^/]+/)*", at + 3
-        elif pattern.startswith("**", at):
-            text, at = text + ".*", at + 2
-        elif char == "[" and (end := pattern.find("]", at + 2)) > 0:
-            inside = pattern[at + 1 : end].replace("\\", r"\\")
-            negated = inside.startswith("!")
-            text += f"[{'^/' if negated else ''}{inside[negated:]}]"
-            at = end + 1
-        else:
-            text += {"*": "[^/]*", "?": "[^/]"}.get(char) or re.escape(char)
-            at += 1
-    return re.compile(text)
+def _matches(pieces: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether the pieces of a key match those of a pattern."""
+    if not wanted:
+        return not pieces
+    if wanted[0] == "**":
+        return any(_matches(pieces[count:], wanted[1:]) for count in range(len(pieces) + 1))
+    return bool(pieces) and fnmatchcase(pieces[0], wanted[0]) and _matches(pieces[1:], wanted[1:])

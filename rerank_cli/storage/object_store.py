@@ -53,6 +53,7 @@ _REDIRECTS = (
 )  # fmt: skip
 _REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403")
 _CREDENTIALS_LAST = timedelta(minutes=5)  # obstore asks for them again after that
+_INVALID_PATH = re.compile(r"Path \"(.*?)\"(?: contained|: )")
 _CODE = re.compile(r"<Code>\s*([A-Za-z0-9_.-]+)\s*</Code>")
 _STATUS = re.compile(r"\b([1-5]\d\d) [A-Z][A-Za-z]+(?: [A-Z][a-z]+)*")
 
@@ -150,6 +151,8 @@ class ObjectStore:
 
     def stat(self, key: str) -> Stat:
         """See `Store`."""
+        if not key:  # a HEAD of no key is answered, for the bucket
+            raise FileNotFoundError(errno.ENOENT, "is a bucket, and no object")
         found = self._try_again(key, lambda: self._obstore.get(self._store, key, options={"head": True}))
         known = {str(name).lower(): value for name, value in found.attributes.items()}
         return _stat(found.meta, known)
@@ -181,7 +184,8 @@ class ObjectStore:
                 if one["path"].startswith(prefix)
             ],
         )
-        return iter(found)
+        # The empty object `KEY/`, which some tools put to stand for a folder, is listed as `KEY`.
+        return ((key, stat) for key, stat in found if stat.size or self._is_there(key))
 
     def put(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
         """See `Store`."""
@@ -323,6 +327,13 @@ class ObjectStore:
 
     # Inside
 
+    def _is_there(self, key: str) -> bool:
+        try:
+            self.stat(key)
+        except FileNotFoundError:
+            return False
+        return True
+
     def _is_this(self, key: str, metadata: Mapping[str, str]) -> bool:
         """Whether the object at `key` has this metadata; no two uploads have the same."""
         try:
@@ -394,6 +405,13 @@ class ObjectStore:
             refused = f"{self._place}/{key}: the store refuses it ({_reason_of(error)})"
             no_reason = "400 Bad Request" in text and _CODE.search(text) is None
             lasting = StoreError(refused, hint=_NO_REASON) if no_reason else StoreError(refused)
+        elif isinstance(error, kinds.InvalidPathError):
+            found = _INVALID_PATH.search(text)
+            lasting = StoreError(
+                f"{self._place}/{key}: holds a key with an empty piece, `.`, `..` or a control character, so what "
+                f"lies there cannot be listed{f': {found[1]!r}' if found else ''}",
+                hint="name the objects one by one, or rename that one",
+            )
         elif self._is_sent_elsewhere(key, text):
             lasting = StoreError(
                 f"{self._place}/{key}: the store redirects to another address, which is not followed",

@@ -15,6 +15,7 @@ import pytest
 
 from rerank_cli.cli import main
 from rerank_cli.encoding.images.source import ImageProblem, read_source
+from rerank_cli.errors import InputError
 from rerank_cli.formats.inputs import resolve_inputs
 from rerank_cli.records import ImageSource
 from rerank_cli.storage.opened import forget
@@ -66,6 +67,35 @@ def test_folders_and_patterns_stand_for_the_same_files(bucket: Bucket, tmp_path:
         ]
         far = resolve_inputs([bucket.url(pattern)])
         assert [(item.path.removeprefix(bucket.url("")), item.partition) for item in far] == local, pattern
+
+
+@pytest.mark.parametrize(
+    ("key", "pattern"),
+    [("br[a].jsonl", "br[a].jsonl"), ("br[a].jsonl", "br[[]a].jsonl"), ("a&&b.jsonl", "a[&&]*.jsonl"),
+     ("a-b.jsonl", "[z-b]*.jsonl"), ("day1/1.jsonl", "day*/")],
+)  # fmt: skip
+def test_a_pattern_of_a_url_is_one_of_a_shell(bucket: Bucket, tmp_path: Path, key: str, pattern: str) -> None:
+    row = b'{"query": "a", "passages": ["b"]}\n'
+    (tmp_path / key).parent.mkdir(exist_ok=True)
+    (tmp_path / key).write_bytes(row)
+    bucket.put(key, row)
+    found = []
+    for place in (bucket.url(""), f"{tmp_path}/"):
+        try:
+            found.append([one.path.removeprefix(place) for one in resolve_inputs([place + pattern])])
+        except InputError:
+            found.append([])
+    assert found[0] == found[1] == ([] if "z-b" in pattern else [key])
+
+
+def test_a_bucket_is_a_folder_of_inputs(
+    bucket: Bucket, capfd: pytest.CaptureFixture[str], tmp_path: Path, tiny_model: str
+) -> None:
+    bucket.put("lists.jsonl", (SAMPLES / "python-docs.jsonl").read_bytes())
+    place = f"s3://{bucket.name}"
+    _rerank(place, "--limit", "2", out=tmp_path / "far.jsonl", model=tiny_model)
+    assert len((tmp_path / "far.jsonl").read_text().splitlines()) == 2
+    assert "whose files are the input" in _refused(capfd, "rerank-file", place, "-o", f"{place}/out.jsonl")
 
 
 def test_texts_and_judgements(bucket: Bucket, tmp_path: Path, tiny_model: str) -> None:

@@ -242,3 +242,14 @@ def test_what_cannot_be_written_is_said_before_anything_is_computed(
     assert says in capfd.readouterr().err
     assert main(["rerank-file", str(source), "-o", out, "--model", tiny_model, "--dry-run"]) in (2, 4)
     assert says in capfd.readouterr().err
+
+
+def test_what_is_refused_is_what_was_named(
+    bucket: Bucket, source: Path, tiny_model: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(source, f"s3://KEY:SECRET@{bucket.name}/out.jsonl", tiny_model) == 2
+    assert f"s3://{bucket.name}/out.jsonl: a URL with credentials" in capfd.readouterr().err
+    out = bucket.url("out.jsonl")
+    assert _run(source, out, tiny_model, "--report", f"{out}.job/report.json") == 2
+    assert f"--report {out}.job/report.json: lies in {out}.job, the work folder" in capfd.readouterr().err
+    assert bucket.names() == []

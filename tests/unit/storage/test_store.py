@@ -80,6 +80,25 @@ def test_a_list_has_what_begins_with_the_prefix(store: Store) -> None:
     assert not list(store.list("nothing/"))
 
 
+def test_a_bucket_is_no_object(bucket: Bucket) -> None:
+    with pytest.raises(FileNotFoundError):
+        ObjectStore(parse_url(f"s3://{bucket.name}")).stat("")
+
+
+def test_what_stands_for_a_folder_is_not_listed(bucket: Bucket) -> None:
+    for key in ("day/", "day/part.parquet/", "day/empty.jsonl", "day/part.parquet/1"):
+        bucket.put(key, b"x" if key[-1] == "1" else b"")
+    store = ObjectStore(parse_url(bucket.url("day")))
+    assert sorted(key for key, _ in store.list("day/")) == ["day/empty.jsonl", "day/part.parquet/1"]
+
+
+@pytest.mark.parametrize("key", ["day//1.jsonl", "day/../1.jsonl", "day/\x011.jsonl"])
+def test_a_key_that_cannot_be_named_is_told_at_once(bucket: Bucket, key: str) -> None:
+    bucket.put(key, b"x")
+    with pytest.raises(StoreError, match=r"cannot be listed: 'day/"):
+        list(ObjectStore(parse_url(bucket.url("day"))).list("day/"))
+
+
 def test_what_is_gone_is_missing_and_can_be_deleted_again(store: Store) -> None:
     store.put("a", b"x")
     store.delete("a")
