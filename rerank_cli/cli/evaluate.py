@@ -1,4 +1,4 @@
-"""`rerank-cli evaluate`."""
+"""`rerank-cli evaluate`: its options, and which files they name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rerank-cli mem-estimate`."""
+"""`rerank-cli mem-estimate`: its options, and its answer as tables or JSON."""
 
 from __future__ import annotations
 

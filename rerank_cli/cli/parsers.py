@@ -1,4 +1,4 @@
-"""Turns the texts of options into values.
+"""Turns the texts of options into values: durations, sizes, shares, shapes; and refuses what is none.
 
 A function that parses raises `ValueError` with the error and, as a second argument, a hint (`declare.py`); a file that
 cannot be read is an `InputError`. The functions without an argument list the values that a shell offers.

@@ -8,7 +8,7 @@ from typing import Any
 
 from rerank_cli.cli.console import wrap_words
 from rerank_cli.errors import printable
-from rerank_cli.planning.faster import faster_on
+from rerank_cli.planning.faster_hint import faster_on
 from rerank_cli.planning.profile_answer import MachinePlan, gpu_rows, profile_rows
 from rerank_cli.planning.profiles.decision import ProfilePlan, join_names, show_gib
 

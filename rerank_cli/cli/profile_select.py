@@ -1,4 +1,4 @@
-"""`rerank-cli profile-select`."""
+"""`rerank-cli profile-select`: its options, and its answer as text, JSON or lines for a shell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rerank-cli rerank-file`."""
+"""`rerank-cli rerank-file`: the options that no other command has, and the order in which things are done."""
 
 from __future__ import annotations
 

@@ -242,7 +242,7 @@ def print_dry_run(options: JobOptions, output_mode: str, gpus: Sequence[str] = (
     from rerank_cli.job.prepare import find_known
     from rerank_cli.machine.cpu import detect_cpu
     from rerank_cli.planning.card_time import BASIS
-    from rerank_cli.planning.faster import faster_on
+    from rerank_cli.planning.faster_hint import faster_on
 
     result = dry_run(options, gpus)
     if result.plan.taken:

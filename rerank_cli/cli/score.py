@@ -1,4 +1,4 @@
-"""`rerank-cli score`."""
+"""`rerank-cli score`: the options that no other command has, and the order in which things are done."""
 
 from __future__ import annotations
 

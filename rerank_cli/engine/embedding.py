@@ -26,7 +26,7 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.similarity import similarity_of
 from rerank_cli.encoding.encoder import EncodingProblem, split_pair
 from rerank_cli.engine.protocols import InProcess, OnBatch, Trouble
-from rerank_cli.engine.vectors import VectorStore
+from rerank_cli.engine.vector_cache import VectorCache
 from rerank_cli.records import EncodedPair
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class EmbeddingEngine(InProcess):
         self._model = model
         self.trouble = Trouble()
         (self.dimensions,) = model.shape
-        self._store = VectorStore(self.dimensions)
+        self._store = VectorCache(self.dimensions)
         self._fresh: list[bytes] = []
         self.known: KnownVectors | None = None
         self.texts = self.found = self.tokens_found = 0

@@ -24,7 +24,7 @@ from rerank_cli.formats.choices import (
     Teacher,
     Texts,
 )
-from rerank_cli.job.bounds import MOST_ROWS, MOST_TOKENS, refuse_too_large, refuse_too_many_engines
+from rerank_cli.job.number_limits import MOST_ROWS, MOST_TOKENS, refuse_too_large, refuse_too_many_engines
 from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.storage import is_url, path_of, refuse_url
 

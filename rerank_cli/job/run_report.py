@@ -9,7 +9,7 @@ from rerank_cli.job.kept_vectors import EmbeddedTexts
 from rerank_cli.job.options import JobOptions
 from rerank_cli.job.prepare import Prepared
 from rerank_cli.job.totals import Totals
-from rerank_cli.planning.faster import faster_on
+from rerank_cli.planning.faster_hint import faster_on
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.report import document as reports
 

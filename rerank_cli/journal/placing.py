@@ -1,4 +1,6 @@
-"""Give finished work files the names that the user chose. Every step can be repeated after a crash.
+"""Give finished work files the names that the user chose, with the owner and mode of the files they replace.
+
+Every step can be repeated after a crash.
 
 An existing file is replaced only if `may_replace` allows it for that very file; what something else made during the
 run is never replaced. The new file gets the owner, group and mode of the one that it replaces, as far as the user may

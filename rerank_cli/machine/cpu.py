@@ -1,4 +1,4 @@
-"""The processor and the memory that this process may really use.
+"""The processor and the memory that this process may really use, within the limits of its container.
 
 A container that may use 2 of 64 cores and starts 64 threads is slower than one that starts 2, and one that believes
 the host's free memory is killed at its own limit. So cores and memory are cut to the limits of the cgroup:

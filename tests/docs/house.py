@@ -1,7 +1,8 @@
-"""The table of packages in CONTRIBUTING.md, made from the import contract and the packages' docstrings.
+"""The packages in CONTRIBUTING.md and the modules in docs/reference/modules.md, made from the import contract and the
+docstrings.
 
-python -m tests.docs.house            prints it
-python -m tests.docs.house --write    puts it into CONTRIBUTING.md
+python -m tests.docs.house            prints both
+python -m tests.docs.house --write    puts them into the two pages
 """
 
 from __future__ import annotations
@@ -15,6 +16,13 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "CONTRIBUTING.md"
 BEGIN = "<!-- house: begin (made by `python -m tests.docs.house --write`; a test compares) -->\n"
 END = "<!-- house: end -->"
+MODULES = ROOT / "docs/reference/modules.md"
+_HEAD = """\
+# Modules
+
+Every module of `rerank_cli/` with the first sentence of its head, package by package from the top down. Made by
+`python -m tests.docs.house --write`; a test compares.
+"""
 
 
 def layers() -> list[list[str]]:
@@ -24,10 +32,15 @@ def layers() -> list[list[str]]:
     return [layer.split(" | ") for layer in contract["layers"] if layer != "__main__"]
 
 
-def first_sentence(entry: str) -> str:
-    """The first line of the docstring of a package or module."""
+def path_of(entry: str) -> Path:
+    """The folder or file of an entry of `rerank_cli/`."""
     folder = ROOT / "rerank_cli" / entry
-    path = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+    return folder if folder.is_dir() else folder.with_suffix(".py")
+
+
+def first_sentence(path: Path) -> str:
+    """The first line of the docstring of a package or module."""
+    path = path / "__init__.py" if path.is_dir() else path
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     return text.split("\n\n")[0].replace("\n", " ")
 
@@ -37,14 +50,29 @@ def render() -> str:
     rows = ["| entry | what lies there |", "| --- | --- |"]
     for layer in layers():
         for entry in layer:
-            name = f"{entry}/" if (ROOT / "rerank_cli" / entry).is_dir() else f"{entry}.py"
-            rows.append(f"| `{name}` | {first_sentence(entry)} |")
+            path = path_of(entry)
+            rows.append(f"| `{path.name}{'/' * path.is_dir()}` | {first_sentence(path)} |")
     return "\n".join(rows) + "\n"
+
+
+def render_modules() -> str:
+    """The page of modules."""
+    text = _HEAD
+    for folder in (path_of(entry) for layer in layers() for entry in layer):
+        if not folder.is_dir():
+            continue
+        text += f"\n## {folder.name}/\n\n{first_sentence(folder)}\n\n| module | what lies there |\n| --- | --- |\n"
+        for path in sorted(folder.rglob("*.py")):
+            name = str(path.relative_to(ROOT / "rerank_cli")).removesuffix("__init__.py")
+            if name != f"{folder.name}/":
+                text += f"| `{name}` | {first_sentence(path)} |\n"
+    return text
 
 
 if __name__ == "__main__":
     if "--write" in sys.argv[1:]:
         before, rest = PAGE.read_text().split(BEGIN)
         PAGE.write_text(f"{before}{BEGIN}{render()}{END}{rest.split(END)[1]}")
+        MODULES.write_text(render_modules())
     else:
-        sys.stdout.write(render())
+        sys.stdout.write(render() + "\n" + render_modules())

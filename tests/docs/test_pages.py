@@ -196,3 +196,7 @@ def test_every_page_is_in_the_index() -> None:
 
 def test_contributing_shows_the_house_as_it_is() -> None:
     assert house.BEGIN + house.render() + house.END in house.PAGE.read_text(encoding="utf-8")
+
+
+def test_the_page_of_modules_shows_them_as_they_are() -> None:
+    assert house.MODULES.read_text(encoding="utf-8") == house.render_modules()

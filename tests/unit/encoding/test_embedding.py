@@ -21,7 +21,7 @@ from rerank_cli.checkpoint.max_tokens import model_max_tokens
 from rerank_cli.encoding.encoder import EmbeddingEncoder, EncodingProblem, ImageLimits, open_encoder, split_pair
 from rerank_cli.engine.embedding import EmbeddingEngine
 from rerank_cli.engine.local import LocalEngine
-from rerank_cli.engine.vectors import VectorStore
+from rerank_cli.engine.vector_cache import VectorCache
 from rerank_cli.errors import UsageError
 from rerank_cli.formats.embeddings import EmbeddingsFile
 from rerank_cli.records import EncodedPair, ImageBlock, ImagePassage, ImageSource, Tiles
@@ -192,7 +192,7 @@ def rows(count: int, dimensions: int, seed: int = 0) -> dict[bytes, np.ndarray]:
 
 
 def test_vectors_come_back_bit_for_bit_and_in_the_order_asked_for():
-    store, vectors = VectorStore(8), rows(50, 8)
+    store, vectors = VectorCache(8), rows(50, 8)
     store.put(vectors)
     keys = [*reversed(vectors), next(iter(vectors))]
     assert np.array_equal(store.get(keys), np.stack([vectors[key] for key in keys]))
@@ -200,19 +200,19 @@ def test_vectors_come_back_bit_for_bit_and_in_the_order_asked_for():
 
 
 def test_the_store_knows_what_is_missing():
-    store, vectors = VectorStore(8), rows(3, 8)
+    store, vectors = VectorCache(8), rows(3, 8)
     first, second, third = vectors
     store.put({second: vectors[second]})
     assert store.missing([third, second, first]) == [third, first]
 
 
 def test_a_mark_is_new_once():
-    store = VectorStore(8)
+    store = VectorCache(8)
     assert [store.mark(key) for key in (b"a", b"b", b"a")] == [True, True, False]
 
 
 def test_vectors_beyond_the_memory_allowed_are_kept_all_the_same():
-    store = VectorStore(2048, cache_bytes=2**20)  # room for about 100 of the 1,000
+    store = VectorCache(2048, cache_bytes=2**20)  # room for about 100 of the 1,000
     for seed in range(10):
         store.put({bytes([seed]) + key: vector for key, vector in rows(100, 2048, seed).items()})
     for seed in (0, 9):

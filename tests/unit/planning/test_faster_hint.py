@@ -9,7 +9,7 @@ import pytest
 from rerank_cli.checkpoint import locate_checkpoint, read_checkpoint
 from rerank_cli.machine import amx
 from rerank_cli.machine.cpu import Cpu, detect_cpu
-from rerank_cli.planning.faster import faster_on
+from rerank_cli.planning.faster_hint import faster_on
 
 PARITY = Path(__file__).parents[2] / "parity"
 

@@ -18,7 +18,7 @@ from rerank_cli.errors import OutputError
 _CACHE_BYTES = 256 * 2**20  # 32,000 vectors of 2,048 numbers
 
 
-class VectorStore:
+class VectorCache:
     """Vectors by key; to be used by one thread. cache_bytes: what may stay in memory."""
 
     def __init__(self, dimensions: int, *, cache_bytes: int = _CACHE_BYTES) -> None:
