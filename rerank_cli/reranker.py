@@ -17,6 +17,7 @@ Over 400 lines: it is the whole Python interface of the program.
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import warnings
@@ -24,10 +25,11 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import fields, replace
 from difflib import get_close_matches
-from inspect import get_annotations
+from functools import cache
+from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, cast, get_args, get_type_hints, overload
 
 from rerank_cli.encoding.choices import ImageLimits, Pool, SpecialTokens, Truncation
 from rerank_cli.engine import open_engine
@@ -63,6 +65,7 @@ class ModelOptions(TypedDict, total=False):
     """How a model is found, and what it reads of a pair; `rerank-cli rerank-file --help` explains each option.
 
     template: a text with `{query}` and `{passage}`, a `Path` to a file with one, or `"none"`.
+    max_unknown: a share, from 0 to 1.
     """
 
     revision: str | None
@@ -99,7 +102,7 @@ class RowOptions(TypedDict, total=False):
     passages_field: str | None
     text_field: str | None
     image_field: str | None
-    image_root: str | None
+    image_root: str | Path | None
     id_field: str | None
     group_by: str | None
     top_n: int | None
@@ -116,10 +119,12 @@ class Options(ModelOptions, RowOptions, total=False):
 _LEAST = {
     "max_tokens": 8, "token_budget": 1, "max_input_tiles": 1, "max_image_pixels": 1, "chunk_overlap": 0, "top_n": 1
 }  # fmt: skip
-_CHOICES = {
-    "special_tokens": get_args(SpecialTokens), "truncate": get_args(Truncation), "pool": get_args(Pool),
-    "on_error": get_args(OnError),
+_SHARES = ("max_unknown",)
+_TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
+    int: ((Integral,), "a whole number"), float: ((Real,), "a number"), str: ((str,), "a text"),
+    Path: ((Path,), "a Path"), bool: ((bool,), "True or False"), type(None): ((type(None),), "None"),
 }  # fmt: skip
+"""For each type of an option: what it takes, numpy's numbers too, and its name in a message."""
 _SAME = {
     "batch_size": "token_budget", "dtype": "precision", "torch_dtype": "precision", "use_fp16": "precision",
     "model_name": "model", "model_id": "model", "model_name_or_path": "model", "max_length": "max_tokens",
@@ -146,17 +151,20 @@ class Reranker:
     model: a checkpoint folder, or a Hugging Face id in the local cache; None is the built-in model.
 
     Raises the errors of `rerank_cli.errors`. If the machine cannot do what is asked, it does the nearest that it can,
-    with a `UserWarning`. Calls from several threads wait for each other. On a CPU, the number of torch's threads is set
-    to that of the plan for the whole process, because logits may depend on it.
+    with a `UserWarning`. Calls from several threads wait for each other; a forked process is refused. On a CPU, the
+    number of torch's threads is set to that of the plan for the whole process, because logits may depend on it.
     """
 
     def __init__(self, model: str | Path | None = None, **options: Unpack[ModelOptions]) -> None:
-        _refuse_wrong(options, ModelOptions)
+        given = cast(ModelOptions, _check_options(options, ModelOptions))
         self._engine: Engine | None = None
         with _in_python_words():
-            self._load(model, options)
+            self._load(model, given)
 
     def _load(self, model: str | Path | None, options: ModelOptions) -> None:
+        global _threads_of
+        _refuse_fork(_threads_of)
+        self._process = os.getpid()
         self._options = _job_options(model, options)
         refuse_idle(self._options, {name: f"--{name.replace('_', '-')}" for name in options})
         refuse_store(self._options)
@@ -167,6 +175,8 @@ class Reranker:
             warnings.warn(warning, stacklevel=3)
         self._prepared = prepared
         self._lock = threading.Lock()
+        if prepared.plan.device != "cpu" or prepared.plan.threads > 1:
+            _threads_of = self._process
         self._engine = open_engine(prepared.plan, prepared.checkpoint)
         # No table in memory without `store`: most repeated pairs of a call are in one window, which scores them once.
         self._store = self._options.store is not None and RunStore(
@@ -187,6 +197,9 @@ class Reranker:
         return (
             f"<Reranker {name}: {plan.precision} on {plan.device}, at most {plan.max_tokens:,} tokens a pair{closed}>"
         )
+
+    def __reduce__(self) -> str:
+        raise TypeError("a Reranker cannot be pickled: load one in each process")
 
     def close(self) -> None:
         """Free the memory of the model; `rerank` cannot be called afterwards."""
@@ -224,18 +237,18 @@ class Reranker:
 
         An embedding model gives a `cosine` instead of the `logit`.
         """
-        _refuse_wrong(options, RowOptions)
+        asked = cast(RowOptions, _check_options(options, RowOptions))
         with _in_python_words():
             if isinstance(data, str):
                 if passages is None:
                     raise UsageError("a query without passages", hint='`rerank("query", ["a passage", "another"])`')
                 if isinstance(passages, (str, bytes)):
                     raise UsageError("passages: is a text, not a list of texts", hint="`rerank(query, [passage])`")
-                found = self._rerank([(data, _list_passages(passages))], options)
+                found = self._rerank([(data, _list_passages(passages))], asked)
                 return found[0]["passages"] if found else []
             if passages is not None:
                 raise UsageError("passages: only go with a query that is a text; rows have their own")
-            return self._rerank(data, options)
+            return self._rerank(data, asked)
 
     def rank(self, query: str, passages: Iterable[Any], **options: Unpack[RowOptions]) -> list[dict[str, Any]]:
         """`rerank` of one query, by the name that sentence-transformers uses."""
@@ -284,6 +297,7 @@ class Reranker:
         given = given_rows(data, job.fields)
         refuse_sigmoids(given.shape, self._prepared)
         keep = options.get("on_error", "raise") == "keep"
+        _refuse_fork(self._process if self._store else _threads_of)
         errors: dict[int, RowError] = {}
         lists: list[RankedList] = []
         rows = in_groups(given, given.rows())
@@ -335,11 +349,24 @@ def rerank(data: pa.Table, model: str | Path | None = None, **options: Unpack[Op
 
 def rerank(data: Any, model: str | Path | None = None, **options: Unpack[Options]) -> Any:
     """`Reranker.rerank` with a model that is loaded for this call alone. Takes the options of both."""
-    _refuse_wrong(options, Options)
+    _check_options(options, Options)
     of_model = {name: value for name, value in options.items() if name in ModelOptions.__annotations__}
     of_rows = {name: value for name, value in options.items() if name in RowOptions.__annotations__}
     with Reranker(model, **cast(ModelOptions, of_model)) as reranker:
         return reranker.rerank(data, **cast(RowOptions, of_rows))
+
+
+_threads_of: int | None = None
+"""The process that has loaded a model which runs on several threads, or on a GPU."""
+
+
+def _refuse_fork(process: int | None) -> None:
+    """`UsageError` if this process was forked from `process`: torch would wait for threads that only that one has."""
+    if process not in (None, os.getpid()):
+        raise UsageError(
+            "Reranker: does not work in a process that was forked from the one that has loaded it",
+            hint='`multiprocessing.get_context("spawn")` starts processes in which it works; load it in each',
+        )
 
 
 def _warn(text: str) -> None:
@@ -446,16 +473,32 @@ class _Bar:
         self._bar.update(self._task, completed=self._progress.share or 0.0, pairs=self._progress.pairs)
 
 
-def _refuse_wrong(options: Mapping[str, Any], known: type) -> None:
-    """Refuse options that a type checker would refuse, for programs that are not checked."""
-    names = list(get_annotations(known))
+def _check_options(options: Mapping[str, Any], known: type) -> dict[str, Any]:
+    """The options, refused as a type checker would refuse them, for programs that are not checked."""
+    types = _types_of(known)
     for name, value in options.items():
-        if name not in names:
-            raise TypeError(f"unknown option `{name}`{_advice_on(name, names)}")
-        if name in _CHOICES and value not in _CHOICES[name]:
-            raise UsageError(f"{name} {value!r}: not known", hint="known are " + ", ".join(_CHOICES[name]))
+        if name not in types:
+            raise TypeError(f"unknown option `{name}`{_advice_on(name, list(types))}")
+        kinds = get_args(types[name]) or (types[name],)
+        if all(isinstance(kind, str) for kind in kinds):
+            if value not in kinds:
+                raise UsageError(f"{name} {value!r}: not known", hint="known are " + ", ".join(kinds))
+            continue
+        if not any(_is_of(value, kind) for kind in kinds):
+            raise TypeError(f"{name} {value!r}: must be {' or '.join(_TYPES[kind][1] for kind in kinds)}")
         if name in _LEAST and value is not None and value < _LEAST[name]:
             raise UsageError(f"{name} {value}: must be at least {_LEAST[name]}")
+        if name in _SHARES and value is not None and not 0 <= value <= 1:
+            raise UsageError(f"{name} {value}: must be a share, from 0 to 1", hint=f"`{name}=0.05` is 5 %")
+    return {name: value.item() if hasattr(value, "item") else value for name, value in options.items()}  # numpy's
+
+
+_types_of = cache(get_type_hints)
+
+
+def _is_of(value: object, kind: type) -> bool:
+    is_flag = type(value).__name__ in ("bool", "bool_")  # numpy has them too
+    return is_flag if kind is bool else isinstance(value, _TYPES[kind][0]) and not is_flag
 
 
 def _advice_on(name: str, names: Sequence[str]) -> str:
@@ -502,7 +545,9 @@ def _job_options(model: str | Path | None, options: ModelOptions) -> JobOptions:
 def _with_rows(job: JobOptions, options: RowOptions) -> JobOptions:
     known = {field.name for field in fields(FieldNames)}
     given = {name.removesuffix("_field"): value for name, value in options.items()}
-    names = FieldNames(**{name: cast("str | None", value) for name, value in given.items() if name in known})
+    names = FieldNames(
+        **{name: None if value is None else str(value) for name, value in given.items() if name in known}
+    )
     return replace(job, fields=names, selection=Selection(**_pick_options(options, _OF_SELECTION)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import subprocess
 import sys
 import weakref
@@ -327,6 +328,15 @@ def test_rerank_takes_the_options_of_both() -> None:
         ({"batch_size": 3}, TypeError, "unknown option `batch_size`; did you mean `token_budget`"),
         ({"truncate": "start"}, UsageError, "truncate 'start'"),
         ({"top_n": 0}, UsageError, "top_n 0: must be at least 1"),
+        ({"top_n": "3"}, TypeError, "top_n '3': must be a whole number or None"),
+        ({"top_n": True}, TypeError, "top_n True: must be a whole number or None"),
+        ({"max_tokens": 64.5}, TypeError, "max_tokens 64.5: must be a whole number or None"),
+        ({"prob": "no"}, TypeError, "prob 'no': must be True or False"),
+        ({"online": "false"}, TypeError, "online 'false': must be True or False"),
+        ({"threshold": "0"}, TypeError, "threshold '0': must be a number or None"),
+        ({"store": 5}, TypeError, "store 5: must be a text or a Path or None"),
+        ({"max_unknown": "5%"}, TypeError, "max_unknown '5%': must be a number or None"),
+        ({"max_unknown": 5}, UsageError, "max_unknown 5: must be a share, from 0 to 1"),
         ({"threshold": float("nan")}, UsageError, "threshold"),
         ({"device": "mps"}, UsageError, "device mps: not supported"),
         ({"precision": "fp7"}, UsageError, 'precision="fp7": not known'),
@@ -337,6 +347,52 @@ def test_rerank_takes_the_options_of_both() -> None:
 def test_what_cannot_be_meant_is_refused(options: dict[str, Any], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         rerank([("q", ["a"])], TINY_CHECKPOINT, **options)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    pairs = ("q", ["a", "b"])
+    options = {"max_tokens": 64, "top_n": 1, "threshold": -50.0, "prob": True}
+    given = {
+        "max_tokens": np.int64(64), "top_n": np.int32(1), "threshold": np.float32(-50), "prob": np.bool_(True)
+    }  # fmt: skip
+    found = [rerank([pairs], TINY_CHECKPOINT, store=tmp_path / "store", **some) for some in (options, given)]
+    assert found[0] == found[1]
+
+
+IN_A_CHILD = """
+import os, sys
+from rerank_cli import Reranker
+model, store = sys.argv[1:]
+pairs = ("q", ["a", "b"])
+kept = Reranker(model, store=store)
+threads = kept.plan.threads
+kept.rank(*pairs)
+for use in (lambda: kept.rank(*pairs), lambda: Reranker(model).rank(*pairs)):
+    if os.fork() == 0:
+        try:
+            use()
+            sys.stdout.write("done\\n")
+        except Exception as error:
+            sys.stdout.write(f"{error}\\n")
+        sys.stdout.flush()
+        os._exit(0)
+    os.wait()
+print(threads, kept.rank(*pairs)[0]["rank"])
+"""
+
+
+def test_a_forked_process_is_told_that_it_has_no_reranker(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", IN_A_CHILD, str(TINY_CHECKPOINT), str(tmp_path / "store")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout.splitlines()
+    refused = "Reranker: does not work in a process that was forked from the one that has loaded it"
+    threads, rank = said.pop().split()
+    assert rank == "1"
+    assert said == [refused, "done" if threads == "1" else refused]  # a new one would wait for threads of the parent
+
+
+def test_a_reranker_is_not_pickled(reranker: Reranker) -> None:
+    with pytest.raises(TypeError, match="load one in each process"):
+        pickle.dumps(reranker)
 
 
 @pytest.mark.parametrize(
