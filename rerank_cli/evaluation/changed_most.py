@@ -18,11 +18,14 @@ Shown = Mapping[str, Any]
 
 
 class ChangedMost:
-    """The queries that changed most, by the first measure."""
+    """The queries that changed most, by the first measure.
+
+    gained, lost: as in a report, the largest change first.
+    """
 
     def __init__(self) -> None:
-        self._gained: list[dict[str, Any]] = []
-        self._lost: list[dict[str, Any]] = []
+        self.gained: list[dict[str, Any]] = []
+        self.lost: list[dict[str, Any]] = []
 
     def add(self, query: str, change: float | None, show: Callable[[], Shown | None]) -> Shown | None:
         """Keep a query if it is among those that changed most; returns what is shown of it, or None.
@@ -31,7 +34,7 @@ class ChangedMost:
         """
         if not change:
             return None
-        kept, factor = (self._gained, -1) if change > 0 else (self._lost, 1)
+        kept, factor = (self.gained, -1) if change > 0 else (self.lost, 1)
         if len(kept) == EXTREMES and abs(change) <= abs(kept[-1]["change"]):
             return None
         shown = show()
@@ -41,7 +44,3 @@ class ChangedMost:
         kept.sort(key=lambda one: factor * one["change"])  # stable: equal changes stay in the order they came in
         del kept[EXTREMES:]
         return shown
-
-    def document(self) -> dict[str, Any]:
-        """As in a report: the largest change first."""
-        return {"gained": list(self._gained), "lost": list(self._lost)}

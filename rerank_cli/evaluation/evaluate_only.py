@@ -91,7 +91,11 @@ def evaluate_file(options: EvaluateOptions, on_error: Callable[[RowError], None]
         "rows_error": bad,
         "lists_cut": file.cut,
     }
-    _write(options, evaluator, document)
+    if options.per_query:
+        values = b"".join(per_query_bytes(evaluator.per_query(), options.per_query))
+        write_file(path_of(options.per_query), values, Files())
+    if options.report:
+        write_file(path_of(options.report), dump_document(document), Files())
     return FileEvaluation(evaluation, document, bad, tuple(_notes(file)))
 
 
@@ -126,12 +130,3 @@ def refuse_outputs(outputs: Mapping[str, str | None], read: Iterable[str], *, ov
             raise OutputError(f"{path}: is a folder")
         if final.exists() and not overwrite:
             raise OutputError(f"{path}: exists", hint="`--overwrite` replaces it")
-
-
-def _write(options: EvaluateOptions, evaluator: Evaluator, document: dict[str, Any]) -> None:
-    if options.per_query:
-        write_file(
-            path_of(options.per_query), b"".join(per_query_bytes(evaluator.per_query(), options.per_query)), Files()
-        )
-    if options.report:
-        write_file(path_of(options.report), dump_document(document), Files())

@@ -198,7 +198,8 @@ class Evaluator:
         measure = str(self._measures[0])
         changes = [change for given, new in self._values.values() if (change := change_of(given, new)) is not None]
         bars = sorted_changes(np.array(changes, dtype=np.float64))
-        return None if bars is None else {"metric": measure, **bars, **self._changed_most.document()}
+        most = self._changed_most
+        return None if bars is None else {"metric": measure, **bars, "gained": most.gained, "lost": most.lost}
 
     def add_part(self, values: Iterable[QueryValue], found: Evaluation) -> None:
         """Add what the run of one part of the input found. values: from its `per_query`. found: from its `finish`."""

@@ -21,28 +21,21 @@ def recommended_command(file: str, options: str, suffix: str = "blended") -> str
     stem, dot, rest = name.partition(".")
     # scored.jsonl.gz becomes scored.blended.jsonl.gz
     output = f"{folder}{slash}{stem}.{suffix}{dot}{rest}" if stem else f"{file}.{suffix}"
-    made = _made_by(file)
-    if made is None:
-        return f"rerank-cli rerank-file IN -o {shlex.quote(output)} {options}"
-    words, folder = made
-    here = Path(folder) == Path.cwd() or is_url(output)
-    kept = list(_keep_words(words, output if here else str(Path(output).absolute())))
-    at = kept.index("--") if "--" in kept else len(kept)
-    line = " ".join([*_quote_words(kept[:at]), options, *_quote_words(kept[at:])])
-    return line if Path(folder) == Path.cwd() else f"cd {shlex.quote(folder)} && {line}"
-
-
-def _made_by(file: str) -> tuple[list[str], str] | None:
-    """The words of the command that made `file`, and the folder it ran in."""
     try:
         report: Any = json.loads(path_of(f"{file}.report.json").read_bytes())
         words = shlex.split(report["command"]["line"])
-        folder = report["command"]["folder"]
-        same = report["output"]["bytes"] == path_of(file).stat().st_size
+        made_in = report["command"]["folder"]
+        is_known = report["output"]["bytes"] == path_of(file).stat().st_size and isinstance(made_in, str)
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        is_known, words = False, []
     has_output = any(word.partition("=")[0] in _OUTPUTS for word in words)
-    return (words, folder) if same and "rerank-file" in words and has_output and isinstance(folder, str) else None
+    if not is_known or "rerank-file" not in words or not has_output:
+        return f"rerank-cli rerank-file IN -o {shlex.quote(output)} {options}"
+    here = Path(made_in) == Path.cwd()
+    kept = list(_keep_words(words, output if here or is_url(output) else str(Path(output).absolute())))
+    at = kept.index("--") if "--" in kept else len(kept)
+    line = " ".join([*_quote_words(kept[:at]), options, *_quote_words(kept[at:])])
+    return line if here else f"cd {shlex.quote(made_in)} && {line}"
 
 
 def _keep_words(words: Sequence[str], output: str) -> Iterator[str]:

@@ -10,7 +10,6 @@ first place of an id count.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from rerank_cli.evaluation.measures import Values, measure_orders, parse_measure
 from rerank_cli.evaluation.reranked_file import OrderedPassage, RerankedFile, passage_names
 from rerank_cli.formats.inputs import ReadOptions, resolve_inputs
 from rerank_cli.formats.shapes import FieldNames
+from rerank_cli.formats.text_index import digest_of_id
 from rerank_cli.records import RowError
 
 SCORES = ("logit", "cosine", "dot", "relevance_score", "rerank_score", "score")
@@ -139,16 +139,12 @@ def _read_lists(
         place = None if given is None else {name: at for at, name in enumerate(given)}
         of_query = grades.get(item.query, {})
         ranked = SystemList(
-            ids=np.array([_hash(name) for name in new], dtype=np.uint64),
+            ids=np.array([digest_of_id(name) for name in new], dtype=np.uint64),
             grades=np.array([of_query.get(name, UNJUDGED) for name in new], dtype=np.int32),
             places=None if place is None else np.array([place[name] for name in new], dtype=np.int32),
             scores=scores,
         )
         yield query, given, new, ranked
-
-
-def _hash(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def _measure(

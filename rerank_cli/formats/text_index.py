@@ -85,7 +85,7 @@ class TextFile:
         """The text of an id."""
         import numpy as np  # here, since each run imports this module and few have a file of texts
 
-        digest = np.uint64(_digest(identity))
+        digest = np.uint64(digest_of_id(identity))
         begin = int(np.searchsorted(self._digests, digest, side="left"))
         end = int(np.searchsorted(self._digests, digest, side="right"))
         found: set[str] = set()
@@ -151,7 +151,7 @@ def _build(stream: BinaryIO) -> npt.NDArray[np.uint64]:
     for line in stream:
         entry = _entry(line, is_json=is_json)
         if entry is not None:
-            digests.append(_digest(entry[0]))
+            digests.append(digest_of_id(entry[0]))
             offsets.append(offset)
         offset += len(line)
     import numpy as np
@@ -204,5 +204,6 @@ def join_title_and_text(fields: dict[str, Any]) -> str | None:
     return text
 
 
-def _digest(identity: str) -> int:
+def digest_of_id(identity: str) -> int:
+    """A digest of an id in 64 bits."""
     return int.from_bytes(blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

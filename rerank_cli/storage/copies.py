@@ -48,7 +48,7 @@ def fetch_model(text: str) -> Path:
         facts = "\n".join(f"{name} {found.size} {found.etag}" for name, found in seen.items())
         copy = copies_folder() / "models" / hashlib.sha256(facts.encode()).hexdigest()[:32]
         if copy.is_dir() and not _is_as_fetched(copy, names):
-            remove_copy(copy)
+            shutil.rmtree(copy, ignore_errors=True)
         if not copy.is_dir():
             _fetch(folder, names, copy)
     except OSError as error:
@@ -102,8 +102,3 @@ def _sha256(path: Path) -> str:
 def work_folder_of(text: str) -> Path:
     """The local work folder of a run whose output is at a URL."""
     return copies_folder() / "jobs" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.job"
-
-
-def remove_copy(folder: Path) -> None:
-    """Remove a local folder of this module and everything in it."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -17,7 +17,7 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
@@ -128,6 +128,7 @@ class HubStore:
         `FileExistsError` names a file that exists and may not be replaced.
         """
         from huggingface_hub import CommitOperationAdd, HfApi
+        from huggingface_hub.hf_api import RepoFile
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
@@ -136,7 +137,8 @@ class HubStore:
         while True:
             try:
                 head = str(self._call(lambda: api.dataset_info(repo, revision=branch)).sha)
-                there = self._at(head, files)
+                call = partial(api.get_paths_info, repo, list(files), repo_type="dataset", revision=head)
+                there: dict[str, Any] = {one.path: one for one in self._call(call) if isinstance(one, RepoFile)}
                 missing = {key: path for key, path in files.items() if not _is_content(there.get(key), path)}
                 if not missing:
                     return
@@ -181,15 +183,6 @@ class HubStore:
             raise UsageError(
                 f"{self._url}: the Hub is not used without `--online`", hint="add `--online`, and unset HF_HUB_OFFLINE"
             )
-
-    def _at(self, commit: str, keys: Iterable[str]) -> dict[str, Any]:
-        """The files of a commit that have these names."""
-        from huggingface_hub import HfApi
-        from huggingface_hub.hf_api import RepoFile
-
-        repo, _ = self._repo_and_revision
-        found = self._call(lambda: HfApi().get_paths_info(repo, list(keys), repo_type="dataset", revision=commit))
-        return {one.path: one for one in found if isinstance(one, RepoFile)}
 
     @property
     def _repo_and_revision(self) -> tuple[str, str | None]:

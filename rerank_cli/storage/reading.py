@@ -46,20 +46,12 @@ class ObjectReader(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to another position."""
+        """Move to another position; `tell` asks here too."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._stat.size}[whence]
         if base + offset < 0:
             raise ValueError(f"a position before the start: {base + offset}")
         self._at = base + offset
         return self._at
-
-    def tell(self) -> int:
-        """The position of the next read."""
-        return self._at
-
-    def size(self) -> int:
-        """Bytes of the object."""
-        return self._stat.size
 
     def readinto(self, buffer: Any) -> int:
         """Fill all of `buffer`, or up to the end of the object: Parquet's reader takes a short read for that end."""

@@ -82,28 +82,13 @@ class UrlPath(PosixPath):
 
     @property
     def name(self) -> str:
-        """The last piece of the key."""
+        """The last piece of the key; `suffix`, `suffixes` and `stem` are made of it."""
         return self.url.key.rstrip("/").rpartition("/")[2]
 
     @property
     def parent(self) -> UrlPath:
         """The key without its last piece."""
         return self._with_key(self.url.key.rstrip("/").rpartition("/")[0])
-
-    @property
-    def suffix(self) -> str:
-        """The last suffix of the name."""
-        return Path(self.name).suffix
-
-    @property
-    def stem(self) -> str:
-        """The name without its last suffix."""
-        return Path(self.name).stem
-
-    @property
-    def suffixes(self) -> list[str]:
-        """All suffixes of the name."""
-        return Path(self.name).suffixes
 
     def with_name(self, name: str) -> UrlPath:
         """The path of `name` in the same folder."""

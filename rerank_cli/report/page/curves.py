@@ -75,7 +75,12 @@ def curve(
     for x, y in points:
         title = element("title", f"{short(x)} {unit}: {y:.4f}")
         parts.append(element("circle", title, cx=percent_of(across(x)), cy=down(y), r=3, class_="point"))
-    parts += _numbers_below(end, unit)
+    shown = [tick for tick in ticks(0, end) if tick <= end]
+    for tick in shown:
+        share = 100 * tick / end
+        anchor = "start" if share < 5 else "end" if share > 90 else "middle"
+        text = f"{short(tick)} {unit}" if tick == max(shown) else short(tick)
+        parts.append(_under_axis(text, right_of_gutter(share), anchor))
     return chart(label, _HEAD + _HEIGHT + _AXIS, parts)
 
 
@@ -144,18 +149,6 @@ def two_kinds(
             anchor = "start" if across < 5 else "end" if across > 95 else "middle"
             parts.append(_under_axis(short(tick), across, anchor))
     return chart(label, _HEAD + _HEIGHT + _AXIS, parts)
-
-
-def _numbers_below(end: float, unit: str) -> list[Markup]:
-    """The numbers below an axis from 0, the last one with the unit."""
-    shown = [tick for tick in ticks(0, end) if tick <= end]
-    found = []
-    for tick in shown:
-        share = 100 * tick / end
-        anchor = "start" if share < 5 else "end" if share > 90 else "middle"
-        text = f"{short(tick)} {unit}" if tick == max(shown) else short(tick)
-        found.append(_under_axis(text, right_of_gutter(share), anchor))
-    return found
 
 
 def _under_axis(text: str, share: float, anchor: str) -> Markup:

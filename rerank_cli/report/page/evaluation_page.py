@@ -31,6 +31,12 @@ def evaluation_page_of(document: Document, title: str | None = None) -> dict[str
         rows += [_row(name, one) for one in system["measures"]]
         if found := system["use"].get("verdict"):
             rows.append(_row(f"{name} with {system['use']['recommended']}", found))
+    about = [plural(len(document["inputs"]), "file")]
+    if document.get("qrels"):
+        about += [f"judgements: {document['qrels']}", plural(document["queries"], "judged query", "judged queries")]
+    about.append(f"held against {document['baseline']}")
+    if document["rows_error"]:
+        about.append(f"{plural(document['rows_error'], 'row')} could not be read")
     together = ""
     if found := document.get("together"):
         together = (
@@ -42,7 +48,7 @@ def evaluation_page_of(document: Document, title: str | None = None) -> dict[str
         "verdict": head[0],
         "flawed": not head[0].startswith("Ship"),
         "lines": head[1:],
-        "about": list(_about(document)),
+        "about": about,
         "rows": rows,
         "baseline": document["baseline"],
         "ship_at": short(document["ship_at"]),
@@ -51,16 +57,6 @@ def evaluation_page_of(document: Document, title: str | None = None) -> dict[str
         "together": together,
         "version": rerank_cli.__version__,
     }
-
-
-def _about(document: Document) -> list[str]:
-    about = [plural(len(document["inputs"]), "file")]
-    if document.get("qrels"):
-        about += [f"judgements: {document['qrels']}", plural(document["queries"], "judged query", "judged queries")]
-    about.append(f"held against {document['baseline']}")
-    if document["rows_error"]:
-        about.append(f"{plural(document['rows_error'], 'row')} could not be read")
-    return about
 
 
 def _row(name: str, one: Document) -> dict[str, Any]:
@@ -92,6 +88,15 @@ def _system(system: Document, document: Document, *, alone: bool) -> dict[str, A
         kind: [{**lists[one["query"]], "query": one["query"], "change": one["change"]} for one in found]
         for kind, found in changed.items()
     }
+    facts = []
+    if limits["perfect_order"] is not None:
+        facts.append((f"{metric} of a perfect order of the same candidates", f"{limits['perfect_order']:.4f}"))
+    facts.append(("queries without a relevant candidate", number(limits["without_relevant_candidate"])))
+    if limits["judged_in_top_10"] is not None:
+        facts.append(("judged, of the ten best passages", percent(limits["judged_in_top_10"])))
+    if kept := limits["condensed"]:
+        given = "" if kept["given"] is None else f"{kept['given']:.4f} given, "
+        facts.append((f"{metric} without unjudged passages", f"{given}{kept['value']:.4f} now"))
     return {
         "name": "" if alone else system["file"],
         "changes": change_section(system["changes"], metric, (first["better"], first["worse"], first["same"])),
@@ -100,7 +105,7 @@ def _system(system: Document, document: Document, *, alone: bool) -> dict[str, A
         "moves": moves_section(system["moves"]),
         "depth": _depth(system["use"]),
         "reliability": _reliability(system["probabilities"], system.get("threshold")),
-        "limits": _limits(system),
+        "limits": facts,
     }
 
 
@@ -160,20 +165,6 @@ def _threshold(found: Document | None) -> str:
         f"ones are kept; {number(found['queries_with_nothing'])} of {plural(found['queries'], 'query', 'queries')} "
         "are left with nothing."
     )
-
-
-def _limits(system: Document) -> list[tuple[str, str]]:
-    limits, metric = system["limits"], system["measures"][0]["metric"]
-    facts = []
-    if limits["perfect_order"] is not None:
-        facts.append((f"{metric} of a perfect order of the same candidates", f"{limits['perfect_order']:.4f}"))
-    facts.append(("queries without a relevant candidate", number(limits["without_relevant_candidate"])))
-    if limits["judged_in_top_10"] is not None:
-        facts.append(("judged, of the ten best passages", percent(limits["judged_in_top_10"])))
-    if kept := limits["condensed"]:
-        given = "" if kept["given"] is None else f"{kept['given']:.4f} given, "
-        facts.append((f"{metric} without unjudged passages", f"{given}{kept['value']:.4f} now"))
-    return facts
 
 
 def _likeness(one: Document, document: Document) -> dict[str, Any]:

@@ -110,17 +110,14 @@ def moves_section(found: Sequence[Document] | None) -> dict[str, Any] | None:
     whole = sum(one["up"] + one["down"] for one in found) or 1
     rows = []
     for one in found:
-        count = one["up"] + one["down"]
-        if count:
-            told = f"{plural(count, 'passage')}, {percent(count / whole)}"
-            rows.append((_places(one), charts.meter(count / whole, "bar", label=told), percent(count / whole)))
+        count, first, last = one["up"] + one["down"], one["from"], one["to"]
+        if not count:
+            continue
+        places = f"{first} place{'s' * (first > 1)}" if first == last else f"{first}\N{EN DASH}{last} places"
+        if last == 0:
+            places = "stayed"
+        elif last is None:
+            places = f"{first} places and more"
+        told = f"{plural(count, 'passage')}, {percent(count / whole)}"
+        rows.append((places, charts.meter(count / whole, "bar", label=told), percent(count / whole)))
     return {"rows": rows}
-
-
-def _places(one: Document) -> str:
-    first, last = one["from"], one["to"]
-    if last == 0:
-        return "stayed"
-    if last is None:
-        return f"{first} places and more"
-    return f"{first} place{'s' * (first > 1)}" if first == last else f"{first}\N{EN DASH}{last} places"
