@@ -125,7 +125,10 @@ def _as_they_are(array: pa.Array) -> list[Any]:
     return values
 
 
-def _doubles(array: pa.Array) -> list[Any]:
+def _floats(array: pa.Array) -> list[Any]:
+    if not pa.types.is_float64(array.type):
+        # Arrow prints the shortest digits that give the float32 back; read as a double they print the same in JSON.
+        array = array.cast(pa.float32()).cast(pa.string()).cast(pa.float64())
     return _as_they_are(pc.if_else(pc.is_finite(array), array, pa.scalar(None, array.type)))
 
 
@@ -158,9 +161,7 @@ _LEAVES: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.Array], list[An
     (pa.types.is_null, _as_they_are),
     (pa.types.is_boolean, _as_they_are),
     (pa.types.is_integer, _as_they_are),
-    (pa.types.is_float64, _doubles),
-    # Arrow prints the shortest digits that give the float32 back; read as a double they print the same in JSON.
-    (pa.types.is_floating, lambda array: _doubles(array.cast(pa.float32()).cast(pa.string()).cast(pa.float64()))),
+    (pa.types.is_floating, _floats),
     (pa.types.is_decimal, lambda array: _map_valid(array.to_pylist(), lambda value: format(Decimal(value), "f"))),
     (pa.types.is_timestamp, _times),
     (pa.types.is_date, _times),

@@ -230,20 +230,16 @@ def conform(array: pa.Array, data_type: pa.DataType, path: str) -> pa.Array:
         ]
         return make_struct(columns, child_fields(data_type), array)
     if is_list(data_type) and is_list(array.type) and not pa.types.is_fixed_size_list(data_type):
-        offsets, values = _without_values_of_nulls(array)
+        offsets, values = list_parts(array)
+        if pa.types.is_fixed_size_list(array.type) and array.null_count:
+            # Without the values that its null lists own, which pyarrow 17 cannot write.
+            lengths = [array.type.list_size if valid else 0 for valid in array.is_valid().to_pylist()]
+            offsets, values = pa.array(list(accumulate(lengths, initial=0)), pa.int64()), array.flatten()
         return make_list(offsets, conform(values, data_type.value_type, path), data_type, array)
     try:
         return array.cast(data_type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise TypesDiffer(path, str(array.type), f"{data_type}, and not each value is exact in it") from error
-
-
-def _without_values_of_nulls(array: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """As `list_parts`, without the values that null lists of fixed size own: pyarrow 17 cannot write these."""
-    if not pa.types.is_fixed_size_list(array.type) or not array.null_count:
-        return list_parts(array)
-    lengths = [array.type.list_size if valid else 0 for valid in array.is_valid().to_pylist()]
-    return pa.array(list(accumulate(lengths, initial=0)), pa.int64()), array.flatten()
 
 
 def make_struct(columns: Sequence[pa.Array], fields: Sequence[pa.Field], nulls_of: pa.Array) -> pa.Array:

@@ -199,7 +199,12 @@ class _Reader:
                 if self.quoted is None and _QUOTED_CELL.search(line.raw):
                     self.quoted = self._decide_quoting()
                 record = self._quoted_record() if self.quoted else self._plain_record(line)
-                broken = _find_bad_utf8(record)
+                broken = ""
+                try:
+                    record.raw.decode()
+                except UnicodeDecodeError as error:
+                    byte = record.raw[error.start]
+                    broken = f"not UTF-8: byte 0x{byte:02x} at offset {error.start} of the record"
                 yield RowError(self.file, record.number, None, "bad-utf8", broken, record.raw) if broken else record
 
     def _begin(self, header: _Line) -> None:
@@ -363,15 +368,6 @@ def _find_quoting(cells: Sequence[str]) -> str | None:
             return "a quote is escaped by a backslash"
         if _IN_APOSTROPHES.fullmatch(cell):
             return _APOSTROPHES
-    return None
-
-
-def _find_bad_utf8(record: _Record) -> str | None:
-    """What is wrong with the record's bytes."""
-    try:
-        record.raw.decode()
-    except UnicodeDecodeError as error:
-        return f"not UTF-8: byte 0x{record.raw[error.start]:02x} at offset {error.start} of the record"
     return None
 
 

@@ -167,23 +167,19 @@ class _Document:
                     self._scanned = at
                     return
                 continue
-            if what in _OPEN:
-                yield from self._on_open(at, end)
+            if what in _OPEN and self._begin >= 0:
+                self._depth += 1
+            elif what in _OPEN:
+                yield from self._read_between(at)
+                self._depth += 1
+                if what == ord("[") and not self._in_array:
+                    self._in_array = self._is_first = True
+                    self._gap = end
+                else:
+                    self._begin = at
             else:
                 yield from self._on_close(at, end)
         self._scanned = len(held)
-
-    def _on_open(self, at: int, end: int) -> Iterator[bytes]:
-        if self._begin >= 0:
-            self._depth += 1
-            return
-        yield from self._read_between(at)
-        self._depth += 1
-        if self._held[at] == ord("[") and not self._in_array:
-            self._in_array = self._is_first = True
-            self._gap = end
-        else:
-            self._begin = at
 
     def _on_close(self, at: int, end: int) -> Iterator[bytes | jsonl.LongLine]:
         self._depth -= 1

@@ -239,8 +239,13 @@ def chunks(stream: io.BufferedIOBase, *, live: bool) -> Iterator[bytes | Gap]:
 
 
 def _parse_object(line: bytes) -> dict[str, Any]:
-    if len(line) > MAX_VALUES and (values := _count_values(line)) > MAX_VALUES:
-        raise _LineError("too-many-values", f"the row has {values} values; at most {MAX_VALUES} are read")
+    if len(line) > MAX_VALUES:
+        # The most that it can have: one before each comma and one in each bracket.
+        values = sum(map(line.count, _BEFORE_VALUES))
+        if values > MAX_VALUES:
+            values = sum(map(_JSON_STRING.sub(b"", line).count, _BEFORE_VALUES))
+        if values > MAX_VALUES:
+            raise _LineError("too-many-values", f"the row has {values} values; at most {MAX_VALUES} are read")
     try:
         fields = _DECODER.decode(_decode(line))
     except json.JSONDecodeError as error:
@@ -261,12 +266,6 @@ def _parse_object(line: bytes) -> dict[str, Any]:
         except UnicodeEncodeError as error:
             raise _LineError("lone-surrogate", _surrogate_message(error)) from error
     return fields
-
-
-def _count_values(line: bytes) -> int:
-    """The most values that a line can have: one before each comma and one in each bracket."""
-    values = sum(map(line.count, _BEFORE_VALUES))
-    return values if values <= MAX_VALUES else sum(map(_JSON_STRING.sub(b"", line).count, _BEFORE_VALUES))
 
 
 def _decode(line: bytes) -> str:

@@ -149,7 +149,11 @@ def read_rows_in_order(
         wanted = _Wanted.of(_with_columns(file.schema_arrow, partition), columns, path)
         for batch in _batches(file, path, None):
             batch = _with_values(batch, partition)
-            taken += batch.nbytes if not batches else batch.nbytes - _shared_bytes(batch, batches[-1])
+            taken += batch.nbytes
+            if batches:  # the dictionaries that it shares with the one before are in memory once
+                pairs = zip(batch.columns, batches[-1].columns, strict=True)
+                both = [(a.dictionary, b.dictionary) for a, b in pairs if pa.types.is_dictionary(a.type)]
+                taken -= sum(int(a.nbytes) for a, b in both if a.equals(b))
             if taken > max_bytes:
                 raise InputError(
                     f"{path}: its rows cannot be put in order: they take more than {max_bytes / 2**20:.0f} MiB",
@@ -373,12 +377,6 @@ def _with_shared_dictionaries(batch: pa.RecordBatch, previous: pa.RecordBatch | 
             )
         columns.append(array)
     return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
-
-
-def _shared_bytes(batch: pa.RecordBatch, previous: pa.RecordBatch) -> int:
-    """The bytes of the dictionaries that `batch` shares with `previous`."""
-    pairs = [pair for pair in zip(batch.columns, previous.columns, strict=True) if pa.types.is_dictionary(pair[0].type)]
-    return sum(int(a.dictionary.nbytes) for a, b in pairs if a.dictionary.equals(b.dictionary))
 
 
 def arrow_reason(error: BaseException) -> str:

@@ -134,22 +134,19 @@ class ParquetParts:
         array = conform(array, storable(data_type), name)
         if passages is None:
             return self._cast_to_fixed(array, name)
-        if name == passages and pa.types.is_list(array.type):
-            return self._scored_lists(array)
-        return array
-
-    def _scored_lists(self, lists: pa.Array) -> pa.Array:
-        """Lists of objects with our own fields in their fixed types; if there is a score, with all about truncation."""
-        offsets, items = list_parts(lists)
+        if name != passages or not pa.types.is_list(array.type):
+            return array
+        offsets, items = list_parts(array)
         if not pa.types.is_struct(items.type):
-            return lists
+            return array
+        # The scored passages: our own fields in their fixed types, and if there is a score, all about truncation.
         names = [field.name for field in child_fields(items.type)]
         columns = {n: self._cast_to_fixed(child, n) for n, child in zip(names, items.flatten(), strict=True)}
         if self._score in columns:
             columns |= _missing_truncation(columns, len(items))
         fields = [pa.field(n, column.type) for n, column in columns.items()]
         objects = make_struct(list(columns.values()), fields, items)
-        return make_list(offsets, objects, pa.list_(lists.type.value_field.with_type(objects.type)), lists)
+        return make_list(offsets, objects, pa.list_(array.type.value_field.with_type(objects.type)), array)
 
     def _cast_to_fixed(self, array: pa.Array, name: str) -> pa.Array:
         """`array` in the fixed type of our field `name`; unchanged if it is a user's field that does not fit it."""

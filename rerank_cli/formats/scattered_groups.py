@@ -98,8 +98,15 @@ def _is_scattered(keys: Iterator[tuple[Format, int] | None]) -> bool:
 
 
 def _gather_lines(inputs: Sequence[Input], shape: GroupShape, options: ReadOptions) -> Iterator[Item]:
-    """The rows ordered by first appearance of their group, then by place, through a temporary SQLite file."""
+    """The rows ordered by first appearance of their group, then by place, through a temporary SQLite file.
+
+    Bad rows and blank lines come first, as they are read.
+    """
     plain = inputs[0].format not in ("jsonl", *SEPARATED)
+    groups: dict[int, int] = {}
+    rows: list[tuple[int, int, str, int, bytes]] = []
+    place = 0
+    insert = "INSERT INTO rows VALUES (?, ?, ?, ?, ?)"
     with tempfile.TemporaryDirectory(prefix="rerank-cli-") as folder:
         # Not bound to one thread: a run that stops may close this generator in another thread than the reading one.
         spool = sqlite3.connect(Path(folder) / "rows.sqlite", isolation_level=None, check_same_thread=False)
@@ -108,7 +115,20 @@ def _gather_lines(inputs: Sequence[Input], shape: GroupShape, options: ReadOptio
             spool.execute(
                 "CREATE TABLE rows (grp INTEGER, place INTEGER PRIMARY KEY, file TEXT, number INTEGER, raw BLOB)"
             )
-            yield from _fill(spool, inputs, shape, options)
+            spool.execute("BEGIN")
+            for item in read_items(inputs, shape, options):
+                if not isinstance(item, JsonRow):
+                    assert isinstance(item, (RowError, Gap)), "lines give JSON rows"
+                    yield item
+                    continue
+                group = groups.setdefault(shape.group_key(item.fields), len(groups))
+                rows.append((group, place, item.file, item.number, item.raw))
+                place += 1
+                if len(rows) == _SPOOL_ROWS:
+                    spool.executemany(insert, rows)
+                    rows.clear()
+            spool.executemany(insert, rows)
+            spool.execute("COMMIT")
             spool.execute("CREATE INDEX by_group ON rows (grp, place)")
             for file, number, raw in spool.execute("SELECT file, number, raw FROM rows ORDER BY grp, place"):
                 yield jsonl.parse_row(raw, file=file, number=number, plain=plain)
@@ -118,30 +138,6 @@ def _gather_lines(inputs: Sequence[Input], shape: GroupShape, options: ReadOptio
             ) from error
         finally:
             spool.close()
-
-
-def _fill(
-    spool: sqlite3.Connection, inputs: Sequence[Input], shape: GroupShape, options: ReadOptions
-) -> Iterator[Item]:
-    """Store all good rows; yield the others (bad rows, blank lines) at once."""
-    groups: dict[int, int] = {}
-    rows: list[tuple[int, int, str, int, bytes]] = []
-    place = 0
-    insert = "INSERT INTO rows VALUES (?, ?, ?, ?, ?)"
-    spool.execute("BEGIN")
-    for item in read_items(inputs, shape, options):
-        if not isinstance(item, JsonRow):
-            assert isinstance(item, (RowError, Gap)), "lines give JSON rows"
-            yield item
-            continue
-        group = groups.setdefault(shape.group_key(item.fields), len(groups))
-        rows.append((group, place, item.file, item.number, item.raw))
-        place += 1
-        if len(rows) == _SPOOL_ROWS:
-            spool.executemany(insert, rows)
-            rows.clear()
-    spool.executemany(insert, rows)
-    spool.execute("COMMIT")
 
 
 def _gather_table(item: Input, shape: FlatShape, options: ReadOptions) -> Iterator[Item]:

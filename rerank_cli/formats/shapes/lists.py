@@ -70,18 +70,15 @@ def _recognise(fields: Mapping[str, Any], names: FieldNames) -> int:
     # A row whose query is an object is a NIM request, unless the user names fields.
     if not has_list(fields, names) or (not names.of_rows and isinstance(fields.get("query"), Mapping)):
         return 0
-    return 2 if names.of_rows or _can_be_read(fields) else 1
-
-
-def _can_be_read(fields: Mapping[str, Any]) -> bool:
-    """Whether the first passage is a text or has one where this shape looks for it; False where there is no passage."""
+    if names.of_rows:
+        return 2
+    # Certainly a list where the first passage is a text, or has one where this shape looks for it.
     passages = fields.get(name_in_row(fields, "passages"))
-    if not isinstance(passages, (list, tuple)):
-        return False
-    first = next((one for one in passages if one is not None), None)
-    if not isinstance(first, Mapping):
-        return first is not None
-    return isinstance(first.get("text"), str) or "image" in first
+    found = passages if isinstance(passages, (list, tuple)) else ()
+    first = next((one for one in found if one is not None), None)
+    if isinstance(first, Mapping):
+        return 2 if isinstance(first.get("text"), str) or "image" in first else 1
+    return 1 if first is None else 2
 
 
 def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
