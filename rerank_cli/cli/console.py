@@ -126,8 +126,7 @@ def forget_stdout() -> None:
 class ErrorTeller:
     """Says bad rows on stderr, one by one up to a limit."""
 
-    def __init__(self) -> None:
-        self._told = 0
+    _told = 0
 
     def __call__(self, error: RowError) -> None:
         """Say a bad row, if the limit is not reached."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -28,7 +27,13 @@ class JsonCommand(QuickCommand):
         try:
             return super().make_context(info_name, args, parent, **extra)
         except (typer.TyperException, RerankError) as error:
-            if wants_json(_format_of(given)):
+            # The last `--format` among arguments that cannot be parsed, else that of the environment.
+            output_mode = os.environ.get("RERANK_FORMAT", "auto")
+            for place, argument in enumerate(given):
+                name, equals, value = argument.partition("=")
+                if name == "--format":
+                    output_mode = value if equals else next(iter(given[place + 1 :]), output_mode)
+            if wants_json(output_mode):
                 told = error if isinstance(error, RerankError) else usage_error(error)
                 print_json(self.error_document(told))
                 sys.stdout.flush()
@@ -43,13 +48,3 @@ def wants_json(output_mode: str) -> bool:
 def error_to_json(error: RerankError) -> dict[str, Any]:
     """An error as documents have it."""
     return {"exit_code": error.exit_code, "message": error.message, "hint": error.hint}
-
-
-def _format_of(arguments: Sequence[str]) -> str:
-    """The last `--format` among arguments that cannot be parsed, else that of the environment."""
-    found = os.environ.get("RERANK_FORMAT", "auto")
-    for place, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name == "--format":
-            found = value if equals else next(iter(arguments[place + 1 :]), found)
-    return found

@@ -149,7 +149,11 @@ def mem_estimate(
         first = _find_first(request.first, known, online=given["online"])
         with explaining_missing_libraries():  # needed where lengths are counted or a forward pass is run
             answer = answer_memory(request, known, MeasuringTools(), first)
-        _refuse_unfit_first(answer)
+        own = answer.question.first
+        if answer.first is not None and own is not None and answer.first.same_model:
+            from rerank_cli.job.first_scorer import refuse_no_lower
+
+            refuse_no_lower(own.place.precision, answer.question.place.precision)
         answer = replace(answer, notes=(*answer.notes, *found.notes, *_decisions(asked), *asked.notes))
     except RerankError as error:
         if as_json:
@@ -186,14 +190,6 @@ def _find_first(text: str | None, known: KnownModel, *, online: bool) -> FirstMo
     model, precision = read_scorer(text)
     found = known if model is None else find_asked_model(model, online=online).known
     return FirstModel(found, precision or "auto", same_model=model is None)
-
-
-def _refuse_unfit_first(answer: MemoryAnswer) -> None:
-    from rerank_cli.job.first_scorer import refuse_no_lower
-
-    own = answer.question.first
-    if answer.first is not None and own is not None and answer.first.same_model:
-        refuse_no_lower(own.place.precision, answer.question.place.precision)
 
 
 class MemEstimateCommand(JsonCommand):

@@ -56,19 +56,16 @@ def draw(answer: MemoryAnswer, path: str, models: Sequence[str]) -> None:
         else:
             picture = StringIO()
             figure.savefig(picture, format="svg", metadata={"Date": None})
-            Path(path).write_text(_page(answer.known.name, picture.getvalue()), encoding="utf-8")
+            title, svg = escape(f"mem-estimate: {answer.known.name}"), picture.getvalue()
+            page = (
+                f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n'
+                '<meta name="viewport" content="width=device-width">\n'
+                "<style>svg { max-width: 100%; height: auto }</style>\n"
+                f"{svg[svg.index('<svg') :]}\n</html>\n"  # without the declarations of an SVG file
+            )
+            Path(path).write_text(page, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"--plot {path}: {error.strerror or error}") from error
-
-
-def _page(name: str, svg: str) -> str:
-    title = escape(f"mem-estimate: {name}")
-    picture = svg[svg.index("<svg") :]  # without the declarations of an SVG file
-    return (
-        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n'
-        f'<meta name="viewport" content="width=device-width">\n<style>svg {{ max-width: 100%; height: auto }}</style>\n'
-        f"{picture}\n</html>\n"
-    )
 
 
 def _refuse_model(path: str, models: Sequence[str]) -> None:

@@ -71,7 +71,21 @@ def usage_error(error: typer.TyperException) -> UsageError:
     if name is not None and context is not None and hasattr(error, "possibilities"):
         return UsageError(f"{path}: no option {name}", hint=_hint_for_unknown(name, context))
     if parameter is not None and context is not None and error.__cause__ is not None:
-        return _value_error(error, parameter, context)
+        # `--deadline 5x: not a time`; with the variable's name if the value came from it.
+        one, source = declared_options(context).get(parameter.name), context.get_parameter_source(parameter.name)
+        flag = one.flag if one and one.flag else parameter.opts[0]
+        if one and source is not None and source.name == "ENVIRONMENT":
+            flag = one.variable
+        (first, *_) = error.__cause__.errors() if hasattr(error.__cause__, "errors") else [{}]
+        hint = f"{path} --help"
+        if choices := parameter.type_descriptor.choices:
+            what, hint = "not known", "known are " + ", ".join(choices)
+        elif first.get("type") == "value_error":
+            what, *hints = first["ctx"]["error"].args  # raised by a `parse` function
+            hint = hints[0] if hints else hint
+        else:
+            what = _WRONG.get(first.get("type", ""), error.message.rstrip(".")).format(**first.get("ctx", {}))
+        return UsageError(f"{flag} {first.get('input', '')}".rstrip() + f": {what}", hint=hint)
     message: str = error.format_message() if hasattr(error, "format_message") else str(error)
     return UsageError(message[:1].lower() + message[1:].rstrip("."), hint=f"{path} --help")
 
@@ -94,21 +108,3 @@ def _hint_for_unknown(name: str, context: Any) -> str:
     if near := difflib.get_close_matches(name, own, n=2):
         return "did you mean " + " or ".join(f"`{flag}`" for flag in near) + "?"
     return f"{context.command_path} --help-all"
-
-
-def _value_error(error: Any, parameter: Any, context: Any) -> UsageError:
-    """`--deadline 5x: not a time`; with the variable's name if the value came from it."""
-    one, source = declared_options(context).get(parameter.name), context.get_parameter_source(parameter.name)
-    flag = one.flag if one and one.flag else parameter.opts[0]
-    if one and source is not None and source.name == "ENVIRONMENT":
-        flag = one.variable
-    (first, *_) = error.__cause__.errors() if hasattr(error.__cause__, "errors") else [{}]
-    hint = f"{context.command_path} --help"
-    if choices := parameter.type_descriptor.choices:
-        what, hint = "not known", "known are " + ", ".join(choices)
-    elif first.get("type") == "value_error":
-        what, *hints = first["ctx"]["error"].args  # raised by a `parse` function
-        hint = hints[0] if hints else hint
-    else:
-        what = _WRONG.get(first.get("type", ""), error.message.rstrip(".")).format(**first.get("ctx", {}))
-    return UsageError(f"{flag} {first.get('input', '')}".rstrip() + f": {what}", hint=hint)
