@@ -100,8 +100,11 @@ def connected(cluster: ClusterOptions) -> Iterator[Any]:
         settings |= {"num_cpus": cores, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         if "RAY_AUTH_MODE" not in os.environ:  # a token for this run alone; Ray would keep one in the home folder
             os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    else:
-        _refuse_silent(address)
+    elif found := re.fullmatch(r"(?:ray://)?(.+):([0-9]{1,5})", address):  # Ray has names of its own, such as `auto`
+        try:  # Ray would try a host that does not answer for minutes
+            socket.create_connection((found[1], int(found[2])), timeout=_ANSWER_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise _no_cluster_error(address, getattr(error, "strerror", None) or str(error)) from error
     try:
         import ray
     except ImportError as error:
@@ -143,17 +146,6 @@ def _refuse_too_many(engines: int, what: str, each: float, total: float) -> None
             f"need{'s' * (engines == 1)} {engines * each:g}, and the cluster has {total:g}",
             hint=f"ask for less with `--engines` or `--{what.lower()}s-per-engine`",
         )
-
-
-def _refuse_silent(address: str) -> None:
-    """`InputError` for a host that does not answer; Ray would try for minutes."""
-    found = re.fullmatch(r"(?:ray://)?(.+):([0-9]{1,5})", address)
-    if found is None:
-        return  # Ray has names of its own, such as `auto`
-    try:
-        socket.create_connection((found[1], int(found[2])), timeout=_ANSWER_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise _no_cluster_error(address, getattr(error, "strerror", None) or str(error)) from error
 
 
 def _no_cluster_error(address: str, reason: str) -> InputError:
@@ -235,8 +227,14 @@ class Actors:
             self._folder.check()
             for reference in ready:
                 actor, task = working.pop(reference)
-                done = self._result_of(reference)
-                if done is not None:
+                done: PartOutcome | None
+                try:
+                    done = self._ray.get(reference)
+                except self._ray.exceptions.RayTaskError:
+                    raise  # a bug of this program
+                except self._ray.exceptions.RayError:
+                    done = None  # the actor has died
+                if done is not None and not isinstance(done.error, StoppedError):
                     self._finish(task, done)
                     idle.append(actor)
                     continue
@@ -287,18 +285,15 @@ class Actors:
                 )
         neighbours: Counter[str] = Counter()
         actors = []
+        count = self._resources.cpus
         for handle, place in zip(handles, places, strict=True):
-            actors.append(_Actor(handle, place, self._cores(place, neighbours[place.node])))
+            cores: tuple[int, ...] = ()  # all, if actors have GPUs
+            if not self._resources.gpus and count < len(place.cores):
+                start = neighbours[place.node] * count
+                cores = tuple(place.cores[at % len(place.cores)] for at in range(start, start + count))
+            actors.append(_Actor(handle, place, cores))
             neighbours[place.node] += 1
         return actors
-
-    def _cores(self, place: ActorHost, number: int) -> tuple[int, ...]:
-        """The cores of the `number`-th actor of a machine; empty (all) if actors have GPUs."""
-        count = self._resources.cpus
-        if self._resources.gpus or count >= len(place.cores):
-            return ()
-        start = number * count
-        return tuple(place.cores[place_ % len(place.cores)] for place_ in range(start, start + count))
 
     def _begin(self, actor: _Actor, task: Task) -> Any:
         shard = (task.shard, task.shards) if task.shards > 1 else None
@@ -308,7 +303,7 @@ class Actors:
             names=self._folder.names(task, self._options.names.out_format, judged=self._options.qrels is not None),
             shard=shard,
             limit=task.limit,
-            lock_wait=self._folder.lock_wait,
+            lock_wait=self._folder.lock_wait_of_parts,
             request=replace(self._options.request, engine_count=1),
             error_limit=ErrorLimit(all=True),  # `_finish` checks the limit for all parts together
             overwrite=False,
@@ -316,16 +311,6 @@ class Actors:
             deadline=None,
         )
         return actor.handle.do.remote(options, actor.cores)
-
-    def _result_of(self, reference: Any) -> PartOutcome | None:
-        """The result of an actor's part; None if the actor has died."""
-        try:
-            done: PartOutcome = self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError:
-            raise  # a bug of this program
-        except self._ray.exceptions.RayError:
-            return None
-        return None if isinstance(done.error, StoppedError) else done
 
     def _finish(self, task: Task, done: PartOutcome) -> None:
         for note in done.notes:

@@ -66,6 +66,8 @@ class OutputFolder:
         self._files = Files()
         self._lock: Lock
         self._log = StoreLog(self.path) if isinstance(self.path, UrlPath) else None
+        self.lock_wait_of_parts = max(lock_wait, _LEASES * store_log.LEASE_SECONDS if self._log else _ORPHAN_SECONDS)
+        """How long to wait for the lock of a part whose driver or machine may be dead."""
 
     def __enter__(self) -> OutputFolder:
         if isinstance(self.path, UrlPath):
@@ -187,13 +189,14 @@ class OutputFolder:
                 names = self.names(task, "auto", judged=True)
                 for path in names.files.values():
                     remove_file(path, self._files)
-                _remove_work(names.output)
+                if not is_url(names.output):  # what is left of an unfinished part
+                    shutil.rmtree(f"{names.output}.job", ignore_errors=True)
+                    continue
+                url = UrlPath(f"{names.output}.job").url
+                store = open_store(url)
+                for key in sorted(key for key, _ in store.list(f"{url.key}/")):
+                    store.delete(key)
             remove_file(self.path / _TASKS, self._files)
-
-    @property
-    def lock_wait(self) -> float:
-        """How long to wait for the lock of a part whose driver or machine may be dead."""
-        return max(self._lock_wait, _LEASES * store_log.LEASE_SECONDS if self._log else _ORPHAN_SECONDS)
 
     def _read(self, name: str) -> bytes | None:
         path = self.path / name
@@ -220,14 +223,3 @@ class OutputFolder:
             write_whole(work, dump_document(document), self._files)
             place_file(work, path, self._files)
             self._files.sync_folder(path.parent)
-
-
-def _remove_work(out: str) -> None:
-    """Remove what is left of an unfinished part."""
-    if not is_url(out):
-        shutil.rmtree(f"{out}.job", ignore_errors=True)
-        return
-    url = UrlPath(f"{out}.job").url
-    store = open_store(url)
-    for key in sorted(key for key, _ in store.list(f"{url.key}/")):
-        store.delete(key)

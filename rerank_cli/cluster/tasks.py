@@ -48,17 +48,26 @@ def find_files(paths: Sequence[str]) -> list[tuple[str, str]]:
         if path == STDIN:
             raise UsageError("-: a cluster cannot read stdin", hint="give files or folders")
         if is_url(path):
-            found += _at_url(path)
-            continue
-        place = Path(path)
-        inside = list(data_files(place, _is_data)) if place.is_dir() else [place]
-        if any("=" in part for file in inside for part in file.relative_to(place).parts[:-1]):
-            raise _partitions_error(path)
-        if not inside:
-            known = ", ".join(FORMATS)
-            raise InputError(f"{path}: no file in it has the suffix of a format", hint=f"known are {known}")
-        root = place if place.is_dir() else place.parent
-        found += [(str(file.absolute()), _stem_of(file.relative_to(root))) for file in inside]
+            objects = list_input_files(path, _is_data)
+            has_partitions = any(file.partition for file in objects)
+            for file in objects:
+                folder = "" if file.folder is None else f"{file.folder.rstrip('/')}/"
+                below = file.path.removeprefix(folder) if folder else UrlPath(file.path).name
+                found.append((file.path, _stem_of(Path(below))))
+        else:
+            place = Path(path)
+            inside = list(data_files(place, _is_data)) if place.is_dir() else [place]
+            has_partitions = any("=" in part for one in inside for part in one.relative_to(place).parts[:-1])
+            if not inside:
+                known = ", ".join(FORMATS)
+                raise InputError(f"{path}: no file in it has the suffix of a format", hint=f"known are {known}")
+            root = place if place.is_dir() else place.parent
+            found += [(str(one.absolute()), _stem_of(one.relative_to(root))) for one in inside]
+        if has_partitions:
+            raise UsageError(
+                f"{path}: has folders named `key=value`; a cluster does not add such fields to the rows",
+                hint="name the folders in it, or leave out `--engine ray`",
+            )
     names = Counter(name for _, name in found)
     twice = next((name for name, count in names.items() if count > 1), None)
     if twice is not None:
@@ -70,7 +79,14 @@ def find_files(paths: Sequence[str]) -> list[tuple[str, str]]:
 def cut_tasks(files: Sequence[tuple[str, str]], options: JobOptions, *, engines: int) -> tuple[Task, ...]:
     """Cut a run into tasks: several for each engine, if the files have enough rows."""
     inputs = resolve_inputs([path for path, _ in files], options.in_format, options.shape)
-    limits = _limits(inputs, options)
+    limits: list[int | None] = [None] * len(inputs)
+    if options.limit is not None:  # files after the last row of `--limit` are left out
+        limits, left = [], options.limit
+        for one in inputs:
+            if left == 0 and limits:
+                break
+            limits.append(left)
+            left -= count_exactly(one, ReadOptions(options.max_line_bytes, limit=left))
     inputs, files = inputs[: len(limits)], files[: len(limits)]
     wanted = engines * _TASKS_PER_ENGINE
     shards = [1] * len(files)
@@ -87,39 +103,6 @@ def cut_tasks(files: Sequence[tuple[str, str]], options: JobOptions, *, engines:
             which = f".{shard:0{len(str(count))}}-of-{count}" if count > 1 else ""
             tasks.append(Task(path, f"{stem}{which}{_suffix(one, options)}", shard, count, limit))
     return tuple(tasks)
-
-
-def _limits(inputs: Sequence[Input], options: JobOptions) -> list[int | None]:
-    """How many rows to read of each file. Files after the last row of `--limit` are left out."""
-    if options.limit is None:
-        return [None] * len(inputs)
-    limits: list[int | None] = []
-    left = options.limit
-    for one in inputs:
-        if left == 0 and limits:
-            break
-        rows = count_exactly(one, ReadOptions(options.max_line_bytes, limit=left))
-        limits.append(left)
-        left -= rows
-    return limits
-
-
-def _at_url(path: str) -> list[tuple[str, str]]:
-    files = list_input_files(path, _is_data)
-    if any(file.partition for file in files):
-        raise _partitions_error(path)
-    found = []
-    for file in files:
-        folder = None if file.folder is None else f"{file.folder.rstrip('/')}/"
-        found.append((file.path, _stem_of(Path(file.path[len(folder) :] if folder else UrlPath(file.path).name))))
-    return found
-
-
-def _partitions_error(path: str) -> UsageError:
-    return UsageError(
-        f"{path}: has folders named `key=value`; a cluster does not add such fields to the rows",
-        hint="name the folders in it, or leave out `--engine ray`",
-    )
 
 
 def _is_data(name: str) -> bool:
