@@ -36,7 +36,8 @@ from rerank_cli.engine import open_engine
 from rerank_cli.engine.embedding import EmbeddingEngine
 from rerank_cli.errors import InputError, RerankError, UsageError
 from rerank_cli.formats.in_memory import RankedRows, answer_rows, given_rows, in_groups, refuse_lone_surrogates
-from rerank_cli.formats.shapes import FieldNames, Item, Selection
+from rerank_cli.formats.position import Position
+from rerank_cli.formats.shapes import FieldNames, Selection
 from rerank_cli.job.options import STDOUT, JobOptions, Names, refuse_idle, refuse_store, refuse_unusable
 from rerank_cli.job.prepare import find_known, prepare_model, refuse_sigmoids, refuse_unfit
 from rerank_cli.job.progress import Progress as RunProgress
@@ -290,7 +291,12 @@ class Reranker:
         return np.array([row["passages"][0][self._prepared.score] for row in found], dtype=np.float32)
 
     def _rerank(self, data: Any, options: RowOptions) -> Any:
-        job = _with_rows(self._options, options)
+        known = {field.name for field in fields(FieldNames)}
+        named = {name.removesuffix("_field"): value for name, value in options.items()}
+        names = FieldNames(
+            **{name: None if value is None else str(value) for name, value in named.items() if name in known}
+        )
+        job = replace(self._options, fields=names, selection=Selection(**_pick_options(options, _OF_SELECTION)))
         refuse_unusable(job)
         refuse_unfit(job, self._prepared.checkpoint, self._prepared.family)
         selection = replace(job.selection, score=self._prepared.score)
@@ -304,14 +310,17 @@ class Reranker:
         with self._lock:
             if self._engine is None:
                 raise UsageError("this Reranker has been closed")
-            taken = _Counted(refuse_lone_surrogates(rows), len(rows))
-            windows = Windows(given.shape.group(taken), max_pairs=self.plan.window_pairs, position=lambda: taken.share)
+            position = Position((), limit=len(rows))
+            windows = Windows(
+                given.shape.group(position.count(refuse_lone_surrogates(rows))),
+                max_pairs=self.plan.window_pairs, position=lambda: position.share,
+            )  # fmt: skip
             shown = _Bar() if options.get("progress") else None
             timing = Timing()
             scoring = score_windows(
                 windows, self._prepared.encoder, self._engine, pool=self._options.pool, timing=timing,
                 known=self._store.known(timing) if self._store else None,
-                image_processes=self.plan.image_processes, on_submit=shown.submit if shown else None,
+                image_processes=self.plan.image_processes, on_submit=shown.progress.submit if shown else None,
                 on_batch=shown.add_batch if shown else None,
             )  # fmt: skip
             with shown or nullcontext(), closing(scoring):
@@ -420,33 +429,13 @@ def _is_frame(data: object) -> bool:
     return any(hasattr(data, name) for name in ("columns", "column_names"))
 
 
-class _Counted:
-    """Rows, counted as they are read."""
-
-    def __init__(self, rows: Iterable[Item], total: int) -> None:
-        self._rows, self._total, self._taken = iter(rows), total, 0
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Item:
-        item = next(self._rows)
-        self._taken += 1
-        return item
-
-    @property
-    def share(self) -> float:
-        """The share of the rows that was read."""
-        return self._taken / max(1, self._total)
-
-
 class _Bar:
     """A progress bar, for a terminal or a notebook."""
 
     def __init__(self) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        self._progress = RunProgress()
+        self.progress = RunProgress()
         self._bar = Progress(
             TextColumn("{task.fields[pairs]:,} pairs"),
             BarColumn(),
@@ -463,14 +452,10 @@ class _Bar:
     def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
-    def submit(self, tokens: int, share: float | None) -> None:
-        """See `score_windows`."""
-        self._progress.submit(tokens, share)
-
     def add_batch(self, pairs: int, tokens: int) -> None:
         """See `score_windows`."""
-        self._progress.add_batch(pairs, tokens)
-        self._bar.update(self._task, completed=self._progress.share or 0.0, pairs=self._progress.pairs)
+        self.progress.add_batch(pairs, tokens)
+        self._bar.update(self._task, completed=self.progress.share or 0.0, pairs=self.progress.pairs)
 
 
 def _check_options(options: Mapping[str, Any], known: type) -> dict[str, Any]:
@@ -540,15 +525,6 @@ def _job_options(model: str | Path | None, options: ModelOptions) -> JobOptions:
         inputs=(), names=Names(STDOUT), model=None if model is None else str(model), request=request,
         profiles_file=file, images=images, template=template, **store, **_pick_options(options, _OF_ENCODER),
     )  # fmt: skip
-
-
-def _with_rows(job: JobOptions, options: RowOptions) -> JobOptions:
-    known = {field.name for field in fields(FieldNames)}
-    given = {name.removesuffix("_field"): value for name, value in options.items()}
-    names = FieldNames(
-        **{name: None if value is None else str(value) for name, value in given.items() if name in known}
-    )
-    return replace(job, fields=names, selection=Selection(**_pick_options(options, _OF_SELECTION)))
 
 
 def _pick_options(options: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
