@@ -8,7 +8,7 @@ are. What is taken goes into the note of its window, from which a resumed run ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from rerank_cli.evaluation.failure_analysis import EXTREMES
@@ -27,20 +27,14 @@ class ChangedMost:
         self.gained: list[dict[str, Any]] = []
         self.lost: list[dict[str, Any]] = []
 
-    def add(self, query: str, change: float | None, show: Callable[[], Shown | None]) -> Shown | None:
-        """Keep a query if it is among those that changed most; returns what is shown of it, or None.
+    def wants(self, change: float) -> bool:
+        """Whether a query with this change is among those that changed most so far."""
+        kept = self.gained if change > 0 else self.lost
+        return change != 0 and (len(kept) < EXTREMES or abs(change) > abs(kept[-1]["change"]))
 
-        show: makes what is shown; returns None where that is not known, and then the query is not kept.
-        """
-        if not change:
-            return None
+    def add(self, query: str, change: float, shown: Shown) -> None:
+        """Keep a query that is wanted."""
         kept, factor = (self.gained, -1) if change > 0 else (self.lost, 1)
-        if len(kept) == EXTREMES and abs(change) <= abs(kept[-1]["change"]):
-            return None
-        shown = show()
-        if shown is None:
-            return None
         kept.append({"query": query, "change": change, **shown})
         kept.sort(key=lambda one: factor * one["change"])  # stable: equal changes stay in the order they came in
         del kept[EXTREMES:]
-        return shown

@@ -14,9 +14,8 @@ Each list is measured as it comes, and only the values are kept: two numbers for
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -152,7 +151,7 @@ class Evaluator:
             met = not self._qrels.get(item.query, {}).keys().isdisjoint(item.reranked)
             example = next(iter(item.reranked), None)
             entry = (item.query, given.get(item.query), reranked.get(item.query), item.repeated, met, example)
-            shown = self._take(*entry, show=partial(self._shown, item))
+            shown = self._take(*entry, item)
             self.note.append((*entry, shown) if shown else entry)
 
     def restore(self, note: Iterable[Noted]) -> None:
@@ -160,7 +159,7 @@ class Evaluator:
         for query, given, reranked, *more in note:
             repeated, met, example = more[:3] or (0, True, None)  # notes of older versions lack them
             shown = more[3] if len(more) > 3 else None
-            self._take(query, given, reranked, repeated, met, example, show=partial(_as_it_is, shown))
+            self._take(query, given, reranked, repeated, met, example, shown)
 
     def _take(
         self,
@@ -170,10 +169,9 @@ class Evaluator:
         repeated: int,
         met: bool,
         example: str | None,
-        *,
-        show: Callable[[], Shown | None],
+        found: Orders | Shown | None,
     ) -> Shown | None:
-        """Count a query; returns what is shown of it if it changed much."""
+        """Count a query; returns what is shown of it if it changed much. found: its orders, or what was shown."""
         if not self.is_judged(query):
             self._unjudged.add(query)
             self._example_query = self._example_query or query
@@ -186,12 +184,16 @@ class Evaluator:
         self._met += met
         if example is not None:
             self._example = self._example or (query, example)
-        return self._changed_most.add(query, change_of(given, reranked), show)
-
-    def _shown(self, item: Orders) -> Shown | None:
-        if item.texts is None or item.given is None:
+        change = change_of(given, reranked)
+        if change is None or not self._changed_most.wants(change):
             return None
-        return show_list(item.text, item.given, item.reranked, item.texts(), self._qrels[item.query])
+        if isinstance(found, Orders):
+            item, found = found, None
+            if item.texts is not None and item.given is not None:
+                found = show_list(item.text, item.given, item.reranked, item.texts(), self._qrels[query])
+        if found is not None:
+            self._changed_most.add(query, change, found)
+        return found
 
     def changes(self) -> dict[str, Any] | None:
         """How the first measure changed by query, and the queries that changed most; None if no change is known."""
@@ -275,10 +277,6 @@ class Evaluator:
             undefined=len(self._values) - len(pairs),
             significance=randomisation_test(changes) if knows_given else None,
         )
-
-
-def _as_it_is(shown: Shown | None) -> Shown | None:
-    return shown
 
 
 def _aggregate(measure: Any, values: Sequence[float]) -> float:
