@@ -66,11 +66,16 @@ def open_input(path: str) -> io.BufferedReader:
     """
     source = _Source(_open_stdin() if path == "-" else _open_file(path), keep_open=path == "-")
     try:
-        compression = _recognise(path, source)
-    except InputError:
+        head = source.read_head()
+    except OSError as error:
         source.close()
-        raise
-    return io.BufferedReader(Content(path, source, compression), _READ_BYTES)
+        raise _input_error(path, "file", 0, error) from error
+    suffix = PurePath(path.lower()).suffix
+    expected = SUFFIXES.get(suffix)
+    if head not in _MAGICS and any(kind == expected and magic.startswith(head) for magic, kind in _MAGICS.items()):
+        source.close()
+        raise InputError(f"{path}: {expected} data, as `{suffix}` says, is cut at byte {len(head)} of the file")
+    return io.BufferedReader(Content(path, source, _MAGICS.get(head)), _READ_BYTES)
 
 
 def is_regular(path: str) -> bool:
@@ -148,21 +153,6 @@ def _open_file(path: str) -> io.BufferedIOBase:
         raise InputError(f"{path}: cannot be opened: {_reason_of(error)}") from error
     except ValueError as error:  # a NUL byte in the name
         raise InputError(f"{path}: cannot be opened: {error}") from error
-
-
-def _recognise(path: str, source: _Source) -> str | None:
-    """The compression by its name in `SUFFIXES`, or None for content that is not compressed."""
-    try:
-        head = source.read_head()
-    except OSError as error:
-        raise _input_error(path, "file", 0, error) from error
-    if head in _MAGICS:
-        return _MAGICS[head]
-    suffix = PurePath(path.lower()).suffix
-    expected = SUFFIXES.get(suffix)
-    if any(kind == expected and magic.startswith(head) for magic, kind in _MAGICS.items()):
-        raise InputError(f"{path}: {expected} data, as `{suffix}` says, is cut at byte {len(head)} of the file")
-    return None
 
 
 def _reason_of(error: BaseException) -> str:

@@ -86,7 +86,7 @@ class ReadsColumns(Protocol):
         """Of the columns `names` those to read, each with the struct fields wanted of it; None for all of them."""
 
 
-class Shape(Protocol):
+class Shape(ReadsColumns, Protocol):
     """How rows become candidate lists and come back."""
 
     @property
@@ -102,9 +102,6 @@ class Shape(Protocol):
 
     def render(self, ranked: RankedList, selection: Selection) -> Iterable[dict[str, Any]]:
         """The output rows of a ranked list."""
-
-    def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
-        """Of the columns `names` those to read, each with the struct fields wanted of it; None for all of them."""
 
     def passage_id(self, source: CandidateList, index: int) -> object:
         """The id of a passage, for evaluation; None where the input has none."""

@@ -67,24 +67,16 @@ def bars(found: Sequence[Bar], *, label: str, unit: str, lines: Sequence[Line] =
             element("line", x1=x, x2=x, y1=_HEAD, y2=base, class_="limit"),
             element("text", line.title, x=x, y=_HEAD + 10, class_="mark", dx=dx, text_anchor=anchor),
         ]
-    return chart(label, base + _AXIS, [*parts, *_axis(begin, end, seconds=seconds)])
-
-
-def _axis(begin: float, end: float, *, seconds: bool) -> list[Markup]:
-    unit, name = 1.0, ""
+    unit_of_axis, name = 1.0, ""
     if seconds:
-        unit, name = next((one for one in ((1.0, " s"), (60.0, " min")) if end <= 150 * one[0]), (3600.0, " h"))
-    found = []
-    for tick in ticks(begin / unit, end / unit):
-        if tick * unit > end + 1e-9:
-            continue
-        across = right_of_gutter(_place_on_axis(tick * unit, begin, end))
-        anchor = "end" if across > 95 else "middle"
-        y = _HEAD + _HEIGHT + 13
-        found.append(
-            element("text", f"{short(tick)}{name}", x=percent_of(across), y=y, class_="tick", text_anchor=anchor)
-        )
-    return found
+        known = ((1.0, " s"), (60.0, " min"))
+        unit_of_axis, name = next((one for one in known if end <= 150 * one[0]), (3600.0, " h"))
+    for tick in ticks(begin / unit_of_axis, end / unit_of_axis):
+        if tick * unit_of_axis <= end + 1e-9:
+            across = right_of_gutter(_place_on_axis(tick * unit_of_axis, begin, end))
+            x, anchor = percent_of(across), "end" if across > 95 else "middle"
+            parts.append(element("text", f"{short(tick)}{name}", x=x, y=base + 13, class_="tick", text_anchor=anchor))
+    return chart(label, base + _AXIS, parts)
 
 
 def spread(points: Sequence[float], begin: float, end: float, *, label: str) -> Markup:
