@@ -79,7 +79,16 @@ class VisionEncoder:
         max_unknown: float | None = None,
         **options: Any,
     ) -> None:
-        _check_markers(tokenizer, prompts.image, where)
+        # Each marker of an image is one token, and the parts of the prompt can be tokenised one by one.
+        markers = tokenizer.encode(IMAGE, add_special_tokens=False).tokens
+        if "".join(markers) != IMAGE or len(markers) != 3:
+            raise ModelError(f"{where}: `{IMAGE}` must be three tokens, it is {markers}")
+        parts = [
+            "".join(piece if isinstance(piece, str) else piece.value for piece in part) for part in prompts.image.parts
+        ]
+        apart = [number for part in parts for number in tokenizer.encode(part, add_special_tokens=False).ids]
+        if apart != tokenizer.encode("".join(parts), add_special_tokens=False).ids:
+            raise ModelError(f"{where}: the text beside an image is tokenised otherwise than by itself")
         # The image's prompt comes first: its markers are looked up before special tokens become text.
         options |= {"special_tokens": special_tokens, "truncate": truncate, "where": where}
         self._image = PromptEncoder(tokenizer, prompts.image, **options)
@@ -225,17 +234,6 @@ class _Album:
             except ImageProblem as problem:
                 self._cut[key] = EncodingProblem(problem.code, str(problem))
         return self._cut[key]
-
-
-def _check_markers(tokenizer: Tokenizer, prompt: Prompt, where: str) -> None:
-    """Check that each marker of an image is one token, and that the parts of the prompt can be tokenised one by one."""
-    markers = tokenizer.encode(IMAGE, add_special_tokens=False).tokens
-    if "".join(markers) != IMAGE or len(markers) != 3:
-        raise ModelError(f"{where}: `{IMAGE}` must be three tokens, it is {markers}")
-    parts = ["".join(str(piece.value if isinstance(piece, Slot) else piece) for piece in part) for part in prompt.parts]
-    apart = [number for part in parts for number in tokenizer.encode(part, add_special_tokens=False).ids]
-    if apart != tokenizer.encode("".join(parts), add_special_tokens=False).ids:
-        raise ModelError(f"{where}: the text beside an image is tokenised otherwise than by itself")
 
 
 def check_context_token(checkpoint: Checkpoint, tokenizer: Tokenizer, where: str) -> None:

@@ -113,7 +113,10 @@ class WholeTextEncoder:
         if special_tokens == "neutral":
             own = template.render("", "")
             mark_special(tokenizer, own.__contains__)
-            self._special = _special_pattern(tokenizer)
+            tokens = tokenizer.get_added_tokens_decoder().values()
+            contents = [re.escape(token.content) for token in tokens if token.special and token.content]
+            if contents:  # any special token in a text, the longest first
+                self._special = re.compile("|".join(sorted(contents, key=len, reverse=True)))
         if (
             truncate != "reference"
             and not isinstance(ids := self._ids("", ""), EncodingProblem)
@@ -370,11 +373,3 @@ class WholeTextEncoder:
             most=self.max_tokens,
         )  # fmt: skip
         return self._no_room_problem(len(empty)) if chunks is None else chunks
-
-
-def _special_pattern(tokenizer: Tokenizer) -> re.Pattern[str] | None:
-    """Finds any special token in a text, the longest first; None for a tokenizer without."""
-    tokens = tokenizer.get_added_tokens_decoder().values()
-    contents = [token.content for token in tokens if token.special and token.content]
-    found = sorted(map(re.escape, contents), key=len, reverse=True)
-    return re.compile("|".join(found)) if found else None

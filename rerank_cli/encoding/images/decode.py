@@ -56,7 +56,7 @@ class OpenImage:
     def decode(self) -> Image.Image:
         """All pixels, in the mode of the file; raises `ImageProblem`."""
         try:
-            image = _open_image(self.data)
+            image = Image.open(BytesIO(self.data), formats=FORMATS)
             image.load()
         except _FAULTS as error:
             raise ImageProblem("bad-image", f"the image cannot be decoded: {_reason_of(error)}") from error
@@ -66,7 +66,7 @@ class OpenImage:
 def open_image(data: bytes, *, max_pixels: int) -> OpenImage:
     """Read the header of an image file; raises `ImageProblem` for an image that cannot be scored."""
     try:
-        image = _open_image(data)
+        image = Image.open(BytesIO(data), formats=FORMATS)
         frames = 1 if image.format in _FIRST_FRAME_IS_THE_IMAGE else int(getattr(image, "n_frames", 1))
     except UnidentifiedImageError as error:
         raise ImageProblem("not-an-image", f"the image is not a file of a known format ({_NAMES})") from error
@@ -93,10 +93,6 @@ def open_image(data: bytes, *, max_pixels: int) -> OpenImage:
             "image-mode", f"the image's pixels are of mode `{image.mode}`, which has no one way to become 8-bit RGB"
         )
     return OpenImage(data, width, height)
-
-
-def _open_image(data: bytes) -> Image.Image:
-    return Image.open(BytesIO(data), formats=FORMATS)
 
 
 def _reason_of(error: BaseException) -> str:

@@ -132,25 +132,22 @@ class ImagePool(SupervisedPool[_Worker]):
                 if request.tries:
                     raise _died(request.tries, "and none can be started")
                 return None
-            self._wait()
+            began = time.monotonic()
+            ready = self._listen(1.0)
+            waited = time.monotonic() - began
+            for worker in [one for one in self._workers if one not in ready and (one.doing or not one.is_ready)]:
+                worker.silent += waited
+                limit = self._patience if worker.is_ready else _LEAST_SECONDS
+                if worker.silent > limit:
+                    worker.process.kill()
+                    self._replace(worker, f"no answer in {limit:.0f} s")
+            self._give_out()
         answer = self._answers.pop(number)
         self._ahead.discard(number)
         self._give_out()
         if isinstance(answer, ImageProblem):
             raise answer
         return answer
-
-    def _wait(self) -> None:
-        began = time.monotonic()
-        ready = self._listen(1.0)
-        waited = time.monotonic() - began
-        for worker in [one for one in self._workers if one not in ready and (one.doing or not one.is_ready)]:
-            worker.silent += waited
-            limit = self._patience if worker.is_ready else _LEAST_SECONDS
-            if worker.silent > limit:
-                worker.process.kill()
-                self._replace(worker, f"no answer in {limit:.0f} s")
-        self._give_out()
 
     def _handle_message(self, worker: _Worker, message: Heard | None) -> None:
         worker.silent = 0.0
