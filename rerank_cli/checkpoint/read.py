@@ -24,14 +24,13 @@ from rerank_cli.checkpoint.quantisation import check_quantisation
 from rerank_cli.checkpoint.refusals import (
     refuse_architecture,
     refuse_code,
-    refuse_module_kinds,
     refuse_modules,
+    refuse_other_kinds,
     refuse_other_readings,
     refuse_pickle,
     refuse_pointers,
     refuse_special_files,
     refuse_weights,
-    refuse_without_config,
     some_names,
 )
 from rerank_cli.checkpoint.safetensors_header import TensorInfo, read_safetensors_header
@@ -214,8 +213,7 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
     path = root / find_model_folder(root)
     refuse_pointers(root, path)
     refuse_weights(root, path)
-    refuse_module_kinds(root)
-    refuse_without_config(root, path)
+    refuse_other_kinds(root, path)
     config = read_json_file(path / "config.json")
     _refuse_endless(path / "config.json", config)
     refuse_architecture(root, path, config)
@@ -243,7 +241,13 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
             raise ModelError(f"{file}: tensors that another shard holds too: {some_names(doubled)}")
         tensors.update(found)
     for file in declared.module_weights:
-        tensors |= _module_tensors(root, file)
+        if not (root / file).is_file():
+            raise ModelError(
+                f"{root / file}: missing, and modules.json names a module with weights there; pickle is not read",
+                hint="convert its weights with safetensors",
+            )
+        for stored, info in read_safetensors_header(root / file).items():  # named `2_Dense/linear.weight`
+            tensors[f"{file.parent.as_posix()}/{stored}"] = replace(info, stored_name=stored)
     return Checkpoint(
         path=path,
         name=name or root.name,
@@ -254,17 +258,6 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
         declared=declared,
         root=root,
     )
-
-
-def _module_tensors(root: Path, file: Path) -> dict[str, TensorInfo]:
-    """The tensors of a module's weight file, under the name of its folder: `2_Dense/linear.weight`."""
-    if not (root / file).is_file():
-        raise ModelError(
-            f"{root / file}: missing, and modules.json names a module with weights there; pickle is not read",
-            hint="convert its weights with safetensors",
-        )
-    found = read_safetensors_header(root / file)
-    return {f"{file.parent.as_posix()}/{name}": replace(info, stored_name=name) for name, info in found.items()}
 
 
 def _refuse_endless(path: Path, config: Mapping[str, Any]) -> None:

@@ -87,8 +87,12 @@ def refuse_weights(root: Path, model: Path) -> None:
             )
 
 
-def refuse_without_config(root: Path, model: Path) -> None:
-    """Refuse a folder without config.json, and say what it is by its other files."""
+def refuse_other_kinds(root: Path, model: Path) -> None:
+    """Refuse a model of another kind: by the classes of its modules or, without config.json, by its other files."""
+    for dotted in module_types(root):
+        if what := other_models.describe_module(dotted):
+            name = dotted.rpartition(".")[2] if dotted.startswith("sentence_transformers.") else dotted
+            raise ModelError(f"{root / 'modules.json'}: the module `{name}` is not known: {what}", hint=_WANTED)
     if (model / "config.json").is_file():
         return
     for name, what in other_models.PROGRAMS:
@@ -99,14 +103,6 @@ def refuse_without_config(root: Path, model: Path) -> None:
     if below:
         hint = f"there is one in `{model / Path(below[0]).parent}`: name that folder"
     raise ModelError(f"{model}: no config.json", hint=hint)
-
-
-def refuse_module_kinds(root: Path) -> None:
-    """Refuse modules of another kind of model, by the name of their class."""
-    for dotted in module_types(root):
-        if what := other_models.describe_module(dotted):
-            name = dotted.rpartition(".")[2] if dotted.startswith("sentence_transformers.") else dotted
-            raise ModelError(f"{root / 'modules.json'}: the module `{name}` is not known: {what}", hint=_WANTED)
 
 
 def refuse_architecture(root: Path, path: Path, config: Mapping[str, Any]) -> None:

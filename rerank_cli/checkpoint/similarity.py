@@ -61,11 +61,6 @@ def declared_pooling(checkpoint: Checkpoint) -> str | None:
     return _POOLINGS[pooling.modes[0]]
 
 
-def normalises(checkpoint: Checkpoint) -> bool:
-    """Whether vectors are brought to length 1."""
-    return any(isinstance(module, Normalize) for module in checkpoint.declared.modules)
-
-
 def declared_prefixes(checkpoint: Checkpoint) -> tuple[str, str] | None:
     """The prefixes of a query and of a passage, from the prompts of these roles; None without prompts."""
     declared = checkpoint.declared

@@ -69,8 +69,15 @@ def attend(
         into = run.heads(by_head)
         if window is None or run.length <= window + 1:
             into.copy_(_attention(run_q, run_k, run_v, causal=causal))
-        else:
-            _attend_in_window(run_q, run_k, run_v, window, into)
+            continue
+        band = _band(window, q.dtype, q.device)
+        for begin in range(0, run.length, WINDOW_BLOCK):  # of the queries; each sees keys in reach alone
+            end = min(begin + WINDOW_BLOCK, run.length)
+            low, high = max(0, begin - window), min(run.length, end + window)
+            first = low - (begin - window)  # the column of the band that stands for the first key
+            mask = band[: end - begin, first : first + high - low]
+            seen = run_k[:, :, low:high], run_v[:, :, low:high]
+            into[:, :, begin:end] = attend_densely(run_q[:, :, begin:end], *seen, attn_mask=mask)
     return out
 
 
@@ -160,19 +167,6 @@ def _after_products(
     short = [run for run in batch.runs if run.length <= longest]
     long = [run for run in batch.runs if run.length > longest]
     return long + attend_by_products(q, k, v, short, out, scale=scale) if short else long
-
-
-def _attend_in_window(q: Tensor, k: Tensor, v: Tensor, window: int, out: Tensor) -> None:
-    """Fill `out`; all are [count, heads, length, head_dim]. A query sees keys at a distance of at most `window`."""
-    length = q.shape[2]
-    band = _band(window, q.dtype, q.device)
-    for begin in range(0, length, WINDOW_BLOCK):
-        end = min(begin + WINDOW_BLOCK, length)
-        low, high = max(0, begin - window), min(length, end + window)
-        first = low - (begin - window)  # the column of the band that stands for the first key
-        mask = band[: end - begin, first : first + high - low]
-        seen = k[:, :, low:high], v[:, :, low:high]
-        out[:, :, begin:end] = attend_densely(q[:, :, begin:end], *seen, attn_mask=mask)
 
 
 @cache

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.checkpoint.similarity import declared_pooling, normalises
+from rerank_cli.checkpoint.declared import Normalize
+from rerank_cli.checkpoint.similarity import declared_pooling
 from rerank_cli.models.llama import Placed
 from rerank_cli.models.llama_config import read_pooling
 from rerank_cli.models.nemotron_vl import VisionLanguageTrunk
@@ -34,7 +35,7 @@ class NemotronEmbedder:
         if declared := declared_pooling(checkpoint):
             named = replace(checkpoint, config={**checkpoint.config, "pooling": declared})
         pooling = read_pooling(named, "avg")
-        self._normalises = normalises(checkpoint)
+        self._normalises = any(isinstance(module, Normalize) for module in checkpoint.declared.modules)
         with open_weights(checkpoint, dtype=placed["dtype"], device=placed["device"]) as weights:
             prefix = "model." if weights.has("model.language_model.norm.weight") else ""
             self._trunk = VisionLanguageTrunk(weights, checkpoint, prefix=prefix, pooling=pooling, **placed)

@@ -156,21 +156,19 @@ class LlamaTrunk:
         picked = batch.starts.clone()
         if pooling == "last":
             picked[: len(batch.lengths)] = batch.cumulative[1:].long() - 1
-        x = self._run_last_layer(self._layers[-1], x, batch, rotation, picked) if one_token else x[picked]
+        if one_token:  # it sees its whole pair; x is then [P, hidden]
+            last = self._layers[-1]
+            q, k, v = self._project(last, x, rotation)
+            context = attend_first(q[picked], k, v, batch, kind=self._attention)
+            x = self._run_mlp(last, last.attention_out.add(context, x[picked]))
+        else:
+            x = x[picked]
         return self._final_norm(x[: len(batch.lengths)]).float()
 
     def _add_attention(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Rotation) -> Tensor:
         # A function of its own, so that the context is gone before the MLP needs room.
         context = attend(*self._project(layer, x, rotation), batch, kind=self._attention, causal=self._shape.causal)
         return layer.attention_out.add(context, x)
-
-    def _run_last_layer(
-        self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Rotation, picked: Tensor
-    ) -> Tensor:
-        """The last layer's output at one token of each pair, which sees the whole pair: [P, hidden]."""
-        q, k, v = self._project(layer, x, rotation)
-        context = attend_first(q[picked], k, v, batch, kind=self._attention)
-        return self._run_mlp(layer, layer.attention_out.add(context, x[picked]))
 
     def _run_mlp(self, layer: _Layer, x: Tensor) -> Tensor:
         """`x` [T, hidden] with the MLP's output added to it in place, some tokens at a time."""
