@@ -135,6 +135,13 @@ def read_gpu(index: int, answers: Answers, host: HostMemory) -> Gpu:
         memory, source = (host.total_bytes, host.available_bytes), HOST_MEMORY
     total, free = memory or (None, None)
     throttling = said.get("throttling") or 0
+    slots = sorted(of[1] for of in answers.devices if of[0] == index and of[1] is not None)
+    empty = (nvml.NOT_FOUND, nvml.INVALID_ARGUMENT)
+    instances = [
+        _read_instance(index, slot, answers)
+        for slot in slots
+        if answers.device((index, slot)).failed.get("handle", (None, ""))[0] not in empty
+    ]
     return Gpu(
         index=index,
         name=name,
@@ -145,7 +152,7 @@ def read_gpu(index: int, answers: Answers, host: HostMemory) -> Gpu:
         free_bytes=free,
         memory_source=source,
         mig=mig,
-        mig_instances=_read_instances(index, answers),
+        mig_instances=tuple(instances),
         ecc=ecc,
         throttling=tuple(text for bit, (text, _) in _THROTTLING.items() if throttling & bit),
         # All but this process, and but number 0, which Jetsons list (wentbackward/nv-monitor#17).
@@ -195,17 +202,6 @@ def _memory(device: Device, unread: dict[str, str]) -> tuple[int | None, int | N
         unread["free_bytes"] = f"the driver reports {free} bytes free of {total} (nvmlDeviceGetMemoryInfo)"
         return total, None
     return total, free
-
-
-def _read_instances(gpu: int, answers: Answers) -> tuple[MigInstance, ...]:
-    """Read the MIG instances of a GPU; empty slots are skipped."""
-    slots = sorted(of[1] for of in answers.devices if of[0] == gpu and of[1] is not None)
-    empty = (nvml.NOT_FOUND, nvml.INVALID_ARGUMENT)
-    return tuple(
-        _read_instance(gpu, slot, answers)
-        for slot in slots
-        if answers.device((gpu, slot)).failed.get("handle", (None, ""))[0] not in empty
-    )
 
 
 def _read_instance(gpu: int, slot: int, answers: Answers) -> MigInstance:

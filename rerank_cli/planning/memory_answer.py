@@ -57,17 +57,6 @@ class PlannedRun:
     needed_bytes: int
     first: Plan | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """The document; sizes in bytes."""
-        return {
-            "max_tokens": self.plan.max_tokens,
-            "token_budget": self.plan.token_budget,
-            "lanes": self.plan.lanes,
-            "engine_count": len(self.plan.engines),
-            "first_bytes": self.first.needed_bytes if self.first else 0,
-            "needed_bytes": self.needed_bytes,
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class MemoryAnswer:
@@ -97,7 +86,7 @@ class MemoryAnswer:
 
     def to_json(self) -> dict[str, Any]:
         """The document; sizes in bytes."""
-        place, constants = self.question.place, self.question.place.constants
+        place, constants, run = self.question.place, self.question.place.constants, self.run
         capability = place.capability and show_capability(place.capability)
         return {
             "schema": SCHEMA,
@@ -120,7 +109,15 @@ class MemoryAnswer:
             },
             "file": self.file,
             "rows": [row.to_json() for row in self.rows],
-            "run": self.run and self.run.to_json(),
+            "run": run
+            and {
+                "max_tokens": run.plan.max_tokens,
+                "token_budget": run.plan.token_budget,
+                "lanes": run.plan.lanes,
+                "engine_count": len(run.plan.engines),
+                "first_bytes": run.first.needed_bytes if run.first else 0,
+                "needed_bytes": run.needed_bytes,
+            },
             "published": list(self.published),
             "times": list(self.times),
             "notes": list(self.notes),

@@ -171,7 +171,7 @@ def estimate(model: MemoryModel, batch: BatchSize, place: Placement, *, tiles: i
     forward = moment.total + vision + pooled
     return Estimate(
         weights=model.weights.size_bytes(how.element, fp8=fp8),
-        activations=moment.activations,
+        activations=moment.total - moment.attention_workspace,
         attention_workspace=moment.attention_workspace,
         vision=vision,
         pooled=pooled,

@@ -160,11 +160,6 @@ class Moment:
     total: int
     attention_workspace: int
 
-    @property
-    def activations(self) -> int:
-        """The tensors alone."""
-        return self.total - self.attention_workspace
-
 
 def peak(shape: ModelShape, batch: BatchSize, how: Execution) -> Moment:
     """The moment of a forward of `shape` over `batch` that holds the most bytes."""
