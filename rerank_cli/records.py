@@ -109,11 +109,6 @@ class ImagePassage:
     text: str
     image: ImageSource
 
-    @property
-    def size(self) -> int:
-        """Characters and bytes that the row holds of it."""
-        return len(self.text) + len(self.image.value)
-
 
 Passage = str | ImagePassage
 """What is held against a query. Hashable: pairs that are equal are scored once."""
@@ -376,11 +371,6 @@ class Counts:
         """Count `more`, by name."""
         for name, number in more.items():
             setattr(self, name, getattr(self, name) + number)
-
-    def put(self, whole: Mapping[str, int]) -> None:
-        """Have these numbers, by name, in place of those that were counted."""
-        for name, number in whole.items():
-            setattr(self, name, number)
 
 
 @dataclass(slots=True)

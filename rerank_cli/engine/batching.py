@@ -103,52 +103,41 @@ class FittingBatches:
         side = lanes if lanes and len(waiting) >= lanes.least else None
         under_way: deque[tuple[list[int], Callable[[], T], Callable[[], bool]]] = deque()
         try:
-            yield from self._run(lengths, compute, trouble, waiting, under_way, side)
+            while waiting or under_way:
+                while waiting and len(under_way) <= (side.count if side else 0):
+                    batch = waiting.pop()
+                    if len(batch) > 1 and self._size(batch, lengths) > self.tokens:
+                        waiting += _halves(batch)
+                        continue
+                    if side:
+                        started = side.start(partial(compute, batch))
+                        under_way.append((batch, started.result, started.cancel))
+                    else:
+                        under_way.append((batch, partial(compute, batch), lambda: True))
+                batch, result, _ = under_way.popleft()
+                size = self._size(batch, lengths)
+                made = run_if_it_fits(result)
+                if made is None and side:
+                    side = None  # other lanes take memory too: this batch is tried once more, by itself
+                    waiting.append(batch)
+                    continue
+                if made is not None:
+                    trouble.computed += size if self._padded else rounded_rows(size)
+                    self._good += 1
+                    if self._good % _GOOD_BATCHES == 0:
+                        self.tokens = min(self._most, int(self.tokens * _GROWTH) + 1)
+                    yield batch, made[0]
+                    continue
+                trouble.splits += 1
+                self._good = 0
+                self.tokens = max(1, min(self.tokens, size // 2))
+                if len(batch) > 1:
+                    waiting += _halves(batch)
+                else:
+                    trouble.failed[batch[0]] = out_of_memory(f"the pair alone, with {lengths[batch[0]]} tokens,")
         finally:
             for _, _, cancel in under_way:
                 cancel()
-
-    def _run(
-        self,
-        lengths: Sequence[int],
-        compute: Callable[[list[int]], T],
-        trouble: Trouble,
-        waiting: list[list[int]],
-        under_way: deque[tuple[list[int], Callable[[], T], Callable[[], bool]]],
-        side: Lanes | None,
-    ) -> Iterator[tuple[list[int], T]]:
-        while waiting or under_way:
-            while waiting and len(under_way) <= (side.count if side else 0):
-                batch = waiting.pop()
-                if len(batch) > 1 and self._size(batch, lengths) > self.tokens:
-                    waiting += _halves(batch)
-                    continue
-                if side:
-                    started = side.start(partial(compute, batch))
-                    under_way.append((batch, started.result, started.cancel))
-                else:
-                    under_way.append((batch, partial(compute, batch), lambda: True))
-            batch, result, _ = under_way.popleft()
-            size = self._size(batch, lengths)
-            made = run_if_it_fits(result)
-            if made is None and side:
-                side = None  # other lanes take memory too: this batch is tried once more, by itself
-                waiting.append(batch)
-                continue
-            if made is not None:
-                trouble.computed += size if self._padded else rounded_rows(size)
-                self._good += 1
-                if self._good % _GOOD_BATCHES == 0:
-                    self.tokens = min(self._most, int(self.tokens * _GROWTH) + 1)
-                yield batch, made[0]
-                continue
-            trouble.splits += 1
-            self._good = 0
-            self.tokens = max(1, min(self.tokens, size // 2))
-            if len(batch) > 1:
-                waiting += _halves(batch)
-            else:
-                trouble.failed[batch[0]] = out_of_memory(f"the pair alone, with {lengths[batch[0]]} tokens,")
 
     def _size(self, batch: Sequence[int], lengths: Sequence[int]) -> int:
         found = [lengths[place] for place in batch]

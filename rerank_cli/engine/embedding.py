@@ -63,7 +63,8 @@ class EmbeddingEngine(InProcess):
         self._model = model
         self.trouble = Trouble()
         (self.dimensions,) = model.shape
-        self._store = VectorCache(self.dimensions)
+        self.cache = VectorCache(self.dimensions)
+        """The vectors of the run as the model gave them, by `keys`; and marks of what the run has had."""
         self._fresh: list[bytes] = []
         self.known: KnownVectors | None = None
         self.texts = self.found = self.tokens_found = 0
@@ -101,7 +102,7 @@ class EmbeddingEngine(InProcess):
     def _similarities(self, keys: Sequence[Sequence[bytes]]) -> npt.NDArray[np.float32]:
         places = {key: place for place, key in enumerate(dict.fromkeys(key for both in keys for key in both))}
         sides = np.array([[places[key] for key in both] for both in keys], dtype=np.int64)
-        vectors = self._store.get(list(places))
+        vectors = self.cache.get(list(places))
         with np.errstate(invalid="ignore"):  # 0 / 0 of a vector of zeros, and vectors with NaN
             if self._similarity == "cosine":
                 vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -118,10 +119,6 @@ class EmbeddingEngine(InProcess):
             keys.append(digest.digest())
         return keys
 
-    def vectors(self, keys: Sequence[bytes]) -> Vectors:
-        """The vectors under `keys`, float32 [len(keys), dimensions], as the model gave them."""
-        return self._store.get(keys)
-
     def take_fresh(self) -> bytes:
         """The vectors that were computed or found since the last call, with their keys, for `restore`."""
         fresh, self._fresh = self._fresh, []
@@ -135,20 +132,21 @@ class EmbeddingEngine(InProcess):
         while block := stream.read(size * _AT_A_TIME):
             entries = [block[start : start + size] for start in range(0, len(block), size)]
             vectors = {entry[:_KEY_BYTES]: np.frombuffer(entry[_KEY_BYTES:], dtype=np.float32) for entry in entries}
-            self._store.put(vectors)
+            self.cache.put(vectors)
         self.texts, self.work, self.found, self.tokens_found = texts, dict(work), found, tokens_found
-
-    def is_new(self, mark: bytes) -> bool:
-        """Whether this is the first time in the run that `mark` is asked about."""
-        return self._store.mark(mark)
 
     def _embed_missing(self, texts: dict[bytes, EncodedPair], on_batch: OnBatch | None) -> dict[bytes, EncodingProblem]:
         """Embed the texts that have no vector yet; returns why some still have none."""
-        keys = self._store.missing(list(texts))
+        keys = self.cache.missing(list(texts))
         if self.known:
             keys = self._without_known(texts, keys, self.known)
         asked = [texts[key] for key in keys]
-        self._count_images(asked)
+        # The vision tower is to see each distinct image once.
+        blocks = [text.block for text in asked if text.block]
+        distinct = {block.image: block.tiles for block in blocks}
+        self.work["images"] += len(distinct)
+        self.work["tiles"] += sum(distinct.values())
+        self.work["image_tokens"] += sum(block.length for block in blocks)
         began = time.perf_counter()
         pending = self._model.submit(asked, on_batch=on_batch and (lambda _, tokens: on_batch(0, tokens)))
         while (scores := pending.scores()) is None:
@@ -178,18 +176,10 @@ class EmbeddingEngine(InProcess):
 
     def _keep(self, vectors: Mapping[bytes, Vectors]) -> None:
         """Keep vectors for the run, and for `take_fresh`."""
-        self._store.put(vectors)
+        self.cache.put(vectors)
         self._fresh += [key + vector.tobytes() for key, vector in vectors.items()]
-
-    def _count_images(self, texts: Sequence[EncodedPair]) -> None:
-        """Count what the vision tower is to see: each distinct image of `texts` once."""
-        blocks = [text.block for text in texts if text.block]
-        distinct = {block.image: block.tiles for block in blocks}
-        self.work["images"] += len(distinct)
-        self.work["tiles"] += sum(distinct.values())
-        self.work["image_tokens"] += sum(block.length for block in blocks)
 
     def close(self) -> None:
         """Drop the model and the vectors."""
-        self._store.close()
+        self.cache.close()
         self._model.close()

@@ -159,7 +159,7 @@ def serve(connection: Connection) -> None:
     hand = Hand(engine, connection.send)
     while True:
         try:
-            if hand.is_full or (hand.is_busy and asked.empty()):
+            if len(hand.under_way) >= engine.depth or (hand.under_way and asked.empty()):
                 hand.go_on()
             else:
                 hand.take(asked.get())
@@ -176,17 +176,7 @@ class Hand:
     def __init__(self, engine: LocalEngine, answer: Callable[[Scored | Calibrated], None]) -> None:
         self._engine = engine
         self._answer = answer
-        self._under_way: deque[tuple[int, Pending]] = deque()
-
-    @property
-    def is_busy(self) -> bool:
-        """Something is under way."""
-        return bool(self._under_way)
-
-    @property
-    def is_full(self) -> bool:
-        """The engine has as much as it wants."""
-        return len(self._under_way) >= self._engine.depth
+        self.under_way: deque[tuple[int, Pending]] = deque()
 
     def take(self, asked: Asked) -> None:
         """Begin with it; if it is not a plain unit, or is `alone`, it and all before it are done when this returns."""
@@ -196,7 +186,7 @@ class Hand:
             self._finish()
         match asked:
             case Unit(exact=False):
-                self._under_way.append((asked.number, engine.submit(asked.pairs())))
+                self.under_way.append((asked.number, engine.submit(asked.pairs())))
             case Unit():
                 logits = engine.score_exactly(asked.pairs())
                 self._answer(Scored(asked.number, logits, Trouble(), engine.taken_bytes))
@@ -212,15 +202,15 @@ class Hand:
 
     def go_on(self) -> None:
         """Let the engine compute, and answer the first unit if its scores are there."""
-        number, pending = self._under_way[0]
+        number, pending = self.under_way[0]
         if (scores := pending.scores()) is None:
             self._engine.wait(_LOOK_SECONDS)
             return
-        self._under_way.popleft()
+        self.under_way.popleft()
         self._answer(Scored(number, scores.logits, scores.trouble, self._engine.taken_bytes))
 
     def _finish(self) -> None:
-        while self._under_way:
+        while self.under_way:
             self.go_on()
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -53,7 +53,7 @@ class EmbeddedTexts:
             if not isinstance(entry, tuple):
                 continue
             marks = [_mark(kind, side) for kind, side in zip(_KINDS, pair, strict=True)]
-            new = [self._engine.is_new(mark) for mark in marks]
+            new = [self._engine.cache.mark(mark) for mark in marks]
             if any(new):
                 keys = self._engine.keys(entry[0])
                 self._lines += [
@@ -75,7 +75,7 @@ class EmbeddedTexts:
         if texts:
             with texts.open("rb") as stream:
                 for *_, mark in map(json.loads, stream):
-                    self._engine.is_new(bytes.fromhex(mark))
+                    self._engine.cache.mark(bytes.fromhex(mark))
 
     @property
     def state(self) -> dict[str, Any]:
@@ -101,10 +101,12 @@ class EmbeddedTexts:
         from rerank_cli.formats.embeddings import EmbeddingsFile
 
         file = EmbeddingsFile(stream, self._engine.dimensions)
-        for found in _read_some_at_a_time(texts):
-            vectors = self._engine.vectors([bytes.fromhex(key) for *_, key, _ in found])
-            for (kind, text, image, *_), vector in zip(found, vectors, strict=True):
-                file.write(kind, text, vector, image=image)
+        if texts.exists():  # not of a run to stdout without windows
+            with texts.open("rb") as lines:
+                while found := [json.loads(line) for line in islice(lines, _TEXTS_AT_A_TIME)]:
+                    vectors = self._engine.cache.get([bytes.fromhex(key) for *_, key, _ in found])
+                    for (kind, text, image, *_), vector in zip(found, vectors, strict=True):
+                        file.write(kind, text, vector, image=image)
         file.close()
 
 
@@ -127,15 +129,6 @@ def open_kept_texts(
     if state is not None:
         texts.restore(path("vectors"), path("texts") if "texts" in members else None, state["embedded"])
     return texts
-
-
-def _read_some_at_a_time(texts: Path) -> Iterator[list[list[Any]]]:
-    if not texts.exists():  # of a run to stdout without windows
-        return
-    with texts.open("rb") as stream:
-        lines = map(json.loads, stream)
-        while found := list(islice(lines, _TEXTS_AT_A_TIME)):
-            yield found
 
 
 def _identity_of_side(side: Passage) -> tuple[str, str | None]:

@@ -149,24 +149,19 @@ def open_destination(  # noqa: PLR0913 (all that a run has decided by then)
         paths.refuse_existing()
         return StdoutDestination(names, shape, selection, files=terms.files, paths=paths, watch=terms.watch)
     like = next((item.path for item in inputs if item.format == "parquet"), None)
-    if like is not None and output_format(names) != "parquet":
-        _refuse_names_twice(like)
+    if like is not None and output_format(names) != "parquet":  # its rows become JSON objects
+        # Imported here, because pyarrow takes 0.2 s, which a run on JSONL does not need.
+        from rerank_cli.formats import parquet_reader
+
+        columns = parquet_reader.column_names(like)
+        twice = next((name for name in columns if columns.count(name) > 1), None)
+        if twice is not None:
+            raise InputError(
+                f"{like}: column `{twice}` occurs {columns.count(twice)} times, but a JSON object holds a name once",
+                hint="rename one of them, or write a table: `-o OUT.parquet`",
+            )
     job = Job(path_of(names.output), terms, members=("rows", "errors", *members))
     return FileDestination(names, shape, selection, like=like, paths=paths, job=job, files=terms.files)
-
-
-def _refuse_names_twice(path: str) -> None:
-    """`InputError` for a table with two columns of the same name, if its rows become JSON objects."""
-    # Imported here, because pyarrow takes 0.2 s, which a run on JSONL does not need.
-    from rerank_cli.formats import parquet_reader
-
-    names = parquet_reader.column_names(path)
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise InputError(
-            f"{path}: column `{twice}` occurs {names.count(twice)} times, but a JSON object holds a name once",
-            hint="rename one of them, or write a table: `-o OUT.parquet`",
-        )
 
 
 class ErrorRows:

@@ -322,7 +322,8 @@ def _write_whole(
 ) -> Evaluation | None:
     """Write `--embeddings` and `--per-query`, and evaluate the run."""
     if texts:  # pairs share texts and images, and each was read once, so the counts are those of texts
-        totals.counts.put(texts.state["work"])
+        for name, number in texts.state["work"].items():
+            setattr(totals.counts, name, number)
         if options.names.embeddings:
             with destination.writing("embeddings") as file:
                 texts.write_file(destination.path("texts"), file)

@@ -30,7 +30,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
@@ -289,7 +289,11 @@ class Ahead(Generic[T]):
             self._is_started = True
             self._thread.start()
         try:
-            item = self._wait()
+            while True:
+                with suppress(queue.Empty):
+                    item = self._items.get(timeout=_POLL_SECONDS)
+                    break
+                self._check()
         except BaseException:
             self.close()
             raise
@@ -297,13 +301,6 @@ class Ahead(Generic[T]):
             self.close()
             raise item.error or StopIteration
         return item
-
-    def _wait(self) -> T | _End:
-        while True:
-            try:
-                return self._items.get(timeout=_POLL_SECONDS)
-            except queue.Empty:
-                self._check()
 
     @property
     def is_ready(self) -> bool:

@@ -139,7 +139,7 @@ def cut_windows(items: Iterable[Grouped], *, max_pairs: int, max_bytes: int = _W
                 if isinstance(one, ImagePassage):
                     images += 1
                     pairs += _IMAGE_WEIGHT - 1
-                    size += one.size
+                    size += len(one.text) + len(one.image.value)
                 else:
                     size += len(one)
         elif item is Gap.BLANK:

@@ -123,9 +123,12 @@ class Cascade:
                 window = self._rank(scored)
                 self._shares.end_window()
                 for one in (self.first, self.second):
-                    one.work.seconds += one.timing.compute - before[id(one)].compute
-                    _add_timing(timing, one.timing, before[id(one)])
-                    before[id(one)] = replace(one.timing)
+                    was, now = before[id(one)], replace(one.timing)
+                    one.work.seconds += now.compute - was.compute
+                    for stage in fields(Timing):
+                        grown = getattr(now, stage.name) - getattr(was, stage.name)
+                        setattr(timing, stage.name, getattr(timing, stage.name) + grown)
+                    before[id(one)] = now
                 yield window
 
     def _see_first(self, window: Window) -> None:
@@ -290,9 +293,3 @@ def _by_list(encoded: EncodedWindow, logits: Any) -> tuple[list[list[Encoded]], 
             np.array([_score(encoded.encoded[place], float(logits[place])) for place in places], dtype=np.float64)
         )
     return entries, scores
-
-
-def _add_timing(total: Timing, now: Timing, before: Timing) -> None:
-    for one in fields(Timing):
-        grown = getattr(now, one.name) - getattr(before, one.name)
-        setattr(total, one.name, getattr(total, one.name) + grown)

@@ -180,10 +180,21 @@ class KnownScores:
             images: dict[int, bytes] = {}
             pairs = [found.pairs[place] for place in left]
             keys = self._keys(pairs, self._basis, images, reads_images=self._reads_images)
-            for place, key in zip(left, keys, strict=True):
+            wanted = {place: key for place, key in zip(left, keys, strict=True) if key}
+            for place, key in wanted.items():
                 found.keys[place] = key
             found.images = {left[place]: image for place, image in images.items()}
-            self._find(found)
+            with self._turn:
+                under_way = {place: self._under_way.get(key) for place, key in wanted.items()}
+            found.awaited = {place: pair for place, pair in under_way.items() if pair}
+            values = self.store.find([key for place, key in wanted.items() if place not in found.awaited])
+            for place, key in wanted.items():
+                if (value := values.get(key)) and (known := _unpack_pair(value)):
+                    found.entries[place], found.logits[place] = known
+            with self._turn:
+                for place in found.to_compute():
+                    if place in wanted:
+                        found.own[place] = self._under_way[wanted[place]] = ComputedPair()
         return found
 
     @staticmethod
@@ -214,20 +225,6 @@ class KnownScores:
             found = self._windows[window.number]
         places = range(len(found.pairs)) if self.encodes_all else found.to_compute()
         return [found.pairs[place][2] for place in places]
-
-    def _find(self, found: FoundPairs) -> None:
-        keys = found.keys
-        with self._turn:
-            under_way = {place: self._under_way.get(key) for place, key in enumerate(keys) if key}
-        found.awaited = {place: pair for place, pair in under_way.items() if pair}
-        values = self.store.find([key for place in found.to_compute() if (key := keys[place])])
-        for place, key in enumerate(keys) if values else ():
-            if key and (value := values.get(key)) and (known := _unpack_pair(value)):
-                found.entries[place], found.logits[place] = known
-        with self._turn:
-            for place in found.to_compute():
-                if key := keys[place]:
-                    found.own[place] = self._under_way[key] = ComputedPair()
 
     def settle(
         self, found: FoundPairs, places: Sequence[int], entries: Sequence[Encoded], logits: npt.NDArray[np.float32]

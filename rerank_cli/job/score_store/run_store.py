@@ -63,7 +63,16 @@ class RunStore:
         self._last: KnownScores | None = None
         self._vectors: tuple[EmbeddingEngine, StoredVectors] | None = None
         if options.store is not None:
-            self._store = self._open_or_warn(options)
+            found = open_store(Path(options.store).expanduser(), limit_bytes=options.store_limit, on_fault=self._tell)
+            if isinstance(found, Unusable):
+                self._tell(f"warning: --store {found.reason}; this run continues without it")
+            else:
+                self._store = found
+                if self._varies:
+                    self._tell(
+                        f"note: --store: {self._varies}, so a score from the store may differ in its last digits from "
+                        "one that is computed"
+                    )
         self._facts: Mapping[str, Any] = {}  # not needed without a store: all pairs of one run have the same
         if self._store is not None:
             self._facts = logit_facts(options, prepared, plan, engine.kernels)
@@ -98,19 +107,6 @@ class RunStore:
             if not self._store.find([key]):
                 self._store.add({key: json.dumps(calibration).encode()})
         return basis_of(self._facts, calibration)
-
-    def _open_or_warn(self, options: JobOptions) -> ScoreStore | None:
-        assert options.store is not None, "else there is nothing to open"
-        found = open_store(Path(options.store).expanduser(), limit_bytes=options.store_limit, on_fault=self._tell)
-        if isinstance(found, Unusable):
-            self._tell(f"warning: --store {found.reason}; this run continues without it")
-            return None
-        if self._varies:
-            self._tell(
-                f"note: --store: {self._varies}, so a score from the store may differ in its last digits from one that "
-                "is computed"
-            )
-        return found
 
     def _tell(self, text: str) -> None:
         self._told.append(text)

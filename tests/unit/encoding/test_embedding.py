@@ -310,7 +310,7 @@ def test_the_vectors_of_a_pair_are_found_when_its_pixels_are_gone(engine):
     both = with_image([0], [1, 9, 9, 2], name=b"a")
     engine.score([both])
     gone = dataclasses.replace(both, block=dataclasses.replace(both.block, image=None))
-    assert engine.vectors(engine.keys(gone)).tolist() == [[1, 0, 0, 0], [0, 3, 1, 0]]
+    assert engine.cache.get(engine.keys(gone)).tolist() == [[1, 0, 0, 0], [0, 3, 1, 0]]
 
 
 def test_no_pairs_have_no_scores(engine):
@@ -325,7 +325,7 @@ def test_a_vector_of_zeros_has_no_cosine(engine):
 def test_the_vectors_of_a_pair_are_as_the_model_gave_them(engine):
     both = pair([0, 0, 1], [2])
     engine.score([both])
-    assert engine.vectors(engine.keys(both)).tolist() == [[2, 1, 0, 0], [0, 0, 1, 0]]
+    assert engine.cache.get(engine.keys(both)).tolist() == [[2, 1, 0, 0], [0, 0, 1, 0]]
 
 
 # --- the file

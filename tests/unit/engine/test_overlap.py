@@ -314,12 +314,12 @@ def test_a_worker_begins_a_second_unit_and_answers_in_their_order() -> None:
     device.stopped = True
     hand = Hand(engine(FakeModel(), device), told.append)
     hand.take(unit(1))
-    assert (hand.is_busy, hand.is_full) == (True, False)
+    assert len(hand.under_way) == 1
     hand.take(unit(2))
     hand.go_on()
-    assert (hand.is_full, device.given, told) == (True, 2, [])
+    assert (len(hand.under_way), device.given, told) == (2, 2, [])
     device.stopped = False
-    while hand.is_busy:
+    while hand.under_way:
         hand.go_on()
     assert [answer.number for answer in told] == [1, 2]
     assert [answer.logits.tolist() for answer in told] == [[0, 1, 2]] * 2
@@ -331,7 +331,7 @@ def test_a_unit_that_is_alone_is_begun_after_the_others_and_done_before_the_next
     hand.take(unit(1))
     hand.take(unit(2, alone=True))
     assert [answer.number for answer in told] == [1, 2]
-    assert not hand.is_busy
+    assert not hand.under_way
 
 
 def test_what_else_a_worker_is_asked_waits_for_its_units() -> None:
