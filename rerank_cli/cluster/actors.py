@@ -11,6 +11,7 @@ blocks would need a second kind of checkpoint beside the journal.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import secrets
@@ -21,6 +22,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +67,12 @@ class Resources:
     gpus: float
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Actor:
     handle: Any
     place: ActorHost
-    cores: tuple[int, ...]
+    seat: int
+    """Its number among the actors of its machine, which decides its cores."""
 
 
 @dataclass(slots=True)
@@ -189,7 +192,10 @@ class Actors:
             Scorer
         )
         self._handles: list[Any] = []
-        self._actors: list[_Actor] = []
+        self._coming: dict[Any, Any] = {}  # actors that Ray has not placed yet, by the reference to their place
+        self._not_placed = 0  # actors that have died before they had a place, since the last one that got one
+        self._coming_since = math.inf  # until it is told
+        self._seats: set[tuple[str, int]] = set()  # that are taken: machine and number
         self._said: set[str] = set()
         self._finished = FinishedParts()
         self._parts = 0
@@ -199,7 +205,6 @@ class Actors:
         try:
             self._parts = len(tasks)
             self._watcher.progress.submit(0, None)
-            self._actors = self._start_actors(min(self._resources.engines, len(tasks)))
             self._work_off(tasks)
         finally:
             for handle in self._handles:
@@ -215,17 +220,23 @@ class Actors:
 
     def _work_off(self, tasks: Sequence[Task]) -> None:
         waiting = deque(tasks)
-        idle = deque(self._actors)
+        idle: deque[_Actor] = deque()
         working: dict[Any, tuple[_Actor, Task]] = {}
         lost: Counter[str] = Counter()
+        for _ in range(min(self._resources.engines, len(tasks))):
+            self._start_actor()
         while waiting or working:
             while waiting and idle:
                 actor, task = idle.popleft(), waiting.popleft()
                 working[self._begin(actor, task)] = (actor, task)
-            ready, _ = self._ray.wait(list(working), timeout=_WAIT_SECONDS)
+            ready, _ = self._ray.wait([*self._coming, *working], timeout=_WAIT_SECONDS)
             self._stop.check()
             self._folder.check()
+            self._tell_of_missing()
             for reference in ready:
+                if reference in self._coming:
+                    idle += self._see_place(reference)
+                    continue
                 actor, task = working.pop(reference)
                 done: PartOutcome | None
                 try:
@@ -246,54 +257,61 @@ class Actors:
                     )
                 self._say(f"the actor on {actor.place.host} has died; another one resumes {task.name}")
                 waiting.appendleft(task)
-                (new,) = self._start_actors(1)
-                if new.place.node == actor.place.node:
-                    new.cores = actor.cores
-                idle.append(new)
+                self._seats.discard((actor.place.node, actor.seat))
+                self._start_actor()  # the others go on while it is placed, which takes for ever if its machine is gone
 
-    def _start_actors(self, count: int) -> list[_Actor]:
-        """Start actors, and divide the cores of each machine among those of them that run there."""
-        self._handles += (handles := [self._class.remote() for _ in range(count)])
+    def _start_actor(self) -> None:
+        if not self._coming:
+            self._coming_since = time.monotonic()
+        handle = self._class.remote()
+        self._handles.append(handle)
         texts = self._options.texts
         shared = (str(self._folder.path), *self._options.inputs, texts.queries, texts.corpus, self._options.qrels)
         paths = [str(Path(path).absolute()) for path in dict.fromkeys(shared) if path and not is_url(path)]
-        asked = [handle.place.remote(paths) for handle in handles]
-        began, said = time.monotonic(), False
-        while len(self._ray.wait(asked, num_returns=count, timeout=_WAIT_SECONDS)[0]) < count:
-            self._stop.check()
-            if not said and time.monotonic() - began > _PLACED_SECONDS:
-                free = self._ray.available_resources()
-                self._say(f"waiting for the cluster: {count} engines to place, {free.get('CPU', 0):g} CPUs free")
-                said = True
+        self._coming[handle.place.remote(paths)] = handle
+
+    def _see_place(self, reference: Any) -> list[_Actor]:
+        """The actor that Ray has placed; if it has died, another one is started."""
+        handle = self._coming.pop(reference)
         try:
-            places: list[ActorHost] = self._ray.get(asked)
+            place: ActorHost = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
+            self._not_placed += 1
+            if self._not_placed < _TRIES:
+                self._start_actor()
+                return []
             raise EngineError(
                 f"--engine ray: an actor cannot be started: {str(error).strip().splitlines()[-1]}",
                 hint="install rerank-cli on every machine of the cluster, in the Python that Ray runs",
             ) from error
-        for place in places:
-            if place.version != rerank_cli.__version__:
-                raise EngineError(
-                    f"--engine ray: {place.host} has rerank-cli {place.version}, this is {rerank_cli.__version__}",
-                    hint="install the same version everywhere",
-                )
-            if place.missing:
-                raise InputError(
-                    f"{place.missing[0]}: does not exist on {place.host}",
-                    hint="put inputs and output on a file system that all machines share, or in an object store",
-                )
-        neighbours: Counter[str] = Counter()
-        actors = []
-        count = self._resources.cpus
-        for handle, place in zip(handles, places, strict=True):
-            cores: tuple[int, ...] = ()  # all, if actors have GPUs
-            if not self._resources.gpus and count < len(place.cores):
-                start = neighbours[place.node] * count
-                cores = tuple(place.cores[at % len(place.cores)] for at in range(start, start + count))
-            actors.append(_Actor(handle, place, cores))
-            neighbours[place.node] += 1
-        return actors
+        self._not_placed = 0
+        if place.version != rerank_cli.__version__:
+            raise EngineError(
+                f"--engine ray: {place.host} has rerank-cli {place.version}, this is {rerank_cli.__version__}",
+                hint="install the same version everywhere",
+            )
+        if place.missing:
+            raise InputError(
+                f"{place.missing[0]}: does not exist on {place.host}",
+                hint="put inputs and output on a file system that all machines share, or in an object store",
+            )
+        seat = next(number for number in count() if (place.node, number) not in self._seats)
+        self._seats.add((place.node, seat))
+        return [_Actor(handle, place, seat)]
+
+    def _tell_of_missing(self) -> None:
+        if self._coming and time.monotonic() - self._coming_since > _PLACED_SECONDS:
+            free, missing = self._ray.available_resources(), len(self._coming)
+            engines = f"{missing} engine{'s' * (missing > 1)}"
+            self._say(f"waiting for the cluster: {engines} to place, {free.get('CPU', 0):g} CPUs free")
+            self._coming_since = math.inf
+
+    def _cores_of(self, actor: _Actor) -> tuple[int, ...]:
+        """The cores of an actor: those of its machine are divided among its actors. Empty means all of them."""
+        number, cores = self._resources.cpus, actor.place.cores
+        if self._resources.gpus or number >= len(cores):
+            return ()
+        return tuple(cores[at % len(cores)] for at in range(actor.seat * number, (actor.seat + 1) * number))
 
     def _begin(self, actor: _Actor, task: Task) -> Any:
         shard = (task.shard, task.shards) if task.shards > 1 else None
@@ -310,7 +328,7 @@ class Actors:
             restart=False,
             deadline=None,
         )
-        return actor.handle.do.remote(options, actor.cores)
+        return actor.handle.do.remote(options, self._cores_of(actor))
 
     def _finish(self, task: Task, done: PartOutcome) -> None:
         for note in done.notes:
