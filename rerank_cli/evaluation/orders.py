@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from rerank_cli.errors import InputError
-from rerank_cli.evaluation.qrels import id_text
 from rerank_cli.formats.shapes import Shape
+from rerank_cli.formats.shapes.fields import id_text
 from rerank_cli.records import RankedList
 
 _ID_HINT = "name its field with `--id-field` (a list a row) or `--group-by` (a pair a row)"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from typing import Any
 
 from rerank_cli.errors import InputError
 from rerank_cli.formats.compression import open_input
+from rerank_cli.formats.shapes.fields import id_text
+from rerank_cli.storage import shell_name
 
 _QUERY_NAMES = ("query-id", "query_id", "qid", "query", "topic", "topic_id", "topicid")
 _PASSAGE_NAMES = (
@@ -37,13 +38,6 @@ class Judgement:
     query_id: str
     doc_id: str
     relevance: int
-
-
-def id_text(value: object) -> str:
-    """An id as a text to compare; a whole number has no fraction."""
-    if isinstance(value, float) and math.isfinite(value) and value == int(value):
-        return str(int(value))
-    return str(value)
 
 
 def read_qrels(path: str) -> dict[str, dict[str, int]]:
@@ -91,7 +85,7 @@ def _decoded(raw: bytes, where: str) -> str:
     try:
         return raw.decode("utf-8-sig").removesuffix("\x1a")
     except UnicodeDecodeError as error:
-        path = shlex.quote(where.rpartition(":")[0])
+        path = shell_name(where.rpartition(":")[0])
         encoding = "UTF-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "WINDOWS-1252"
         command = f"iconv -f {encoding} -t UTF-8 {path} > {path}.utf8"
         guess = "" if encoding == "UTF-16" else " if it is Western European"

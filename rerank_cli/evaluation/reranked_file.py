@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rerank_cli.errors import InputError
-from rerank_cli.evaluation.qrels import id_text
 from rerank_cli.formats.inputs import Input, ReadOptions, read_items
 from rerank_cli.formats.shapes import FieldNames, KnownListShape, lookup
 from rerank_cli.formats.shapes.fields import (
@@ -27,6 +26,7 @@ from rerank_cli.formats.shapes.fields import (
     columns_of,
     first_of,
     head_of,
+    id_text,
     row_error,
     shown_names,
 )

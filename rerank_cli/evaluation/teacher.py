@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rerank_cli.errors import UsageError
-from rerank_cli.evaluation.qrels import id_text
 from rerank_cli.formats.choices import Selection, Teacher
 from rerank_cli.formats.shapes import FieldNames, Texts, lookup
+from rerank_cli.formats.shapes.fields import id_text
 from rerank_cli.formats.shapes.shape import ALL_ROW_CONTENT, Exchange, Kind, Shape
 from rerank_cli.records import RankedList, sigmoid
 

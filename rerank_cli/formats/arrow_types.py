@@ -75,13 +75,17 @@ TILE_FIELDS = (pa.field("tiles", pa.int32()), pa.field("kept_tiles", pa.int32())
 
 
 def is_list(data_type: pa.DataType) -> bool:
-    """Lists of any offset width, and of fixed size; maps are not lists here."""
+    """Lists of any offset width, of fixed size, and views of lists; maps are not lists here."""
     kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(kind(data_type) for kind in kinds)
+    return any(kind(data_type) for kind in kinds) or _is_list_view(data_type)
+
+
+def _is_list_view(data_type: pa.DataType) -> bool:
+    return pa.types.is_list_view(data_type) or pa.types.is_large_list_view(data_type)
 
 
 def list_parts(array: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Offsets (int64, from 0, one more than the lists) and the values they point into; also for fixed sizes.
+    """Offsets (int64, from 0, one more than the lists) and the values they point into; also for fixed sizes and views.
 
     A null list may own values, as Arrow allows.
     """
@@ -89,6 +93,9 @@ def list_parts(array: pa.Array) -> tuple[pa.Array, pa.Array]:
         size = array.type.list_size
         offsets = pa.array([size * i for i in range(len(array) + 1)], pa.int64())
         return offsets, array.values.slice(array.offset * size, len(array) * size)
+    if _is_list_view(array.type):  # its lists may lie in any order, and overlap
+        ends = pc.cumulative_sum(pc.fill_null(pc.list_value_length(array), 0).cast(pa.int64()))
+        return pa.concat_arrays([pa.array([0], pa.int64()), ends]), array.flatten()
     offsets = array.offsets.cast(pa.int64())
     first, last = offsets[0].as_py(), offsets[-1].as_py()
     return pc.subtract(offsets, first), array.values.slice(first, last - first)
@@ -183,8 +190,11 @@ def _without_views(kind: pa.DataType) -> pa.DataType:
         return pa.large_binary()
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(_without_views(field.type)) for field in kind])
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        of = pa.list_ if pa.types.is_list(kind) else pa.large_list
+    lists = (
+        (pa.types.is_list, pa.list_), (pa.types.is_large_list, pa.large_list),
+        (pa.types.is_list_view, pa.list_view), (pa.types.is_large_list_view, pa.large_list_view),
+    )  # fmt: skip
+    if of := next((of for is_kind, of in lists if is_kind(kind)), None):
         return of(kind.value_field.with_type(_without_views(kind.value_type)))
     return kind
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-import shlex
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from rerank_cli.formats import jsonl
 from rerank_cli.formats.choices import MAX_LINE_BYTES, MAX_VALUES
 from rerank_cli.formats.first_bytes import KNOWN_FIELDS
 from rerank_cli.records import Gap, JsonRow, RowError
+from rerank_cli.storage import shell_name
 
 TOP1000 = ("query_id", "passage_id", "query", "passage")
 """The columns of MS MARCO's candidate files, which have no header."""
@@ -282,7 +282,7 @@ class _Reader:
             place = next(n for n, cell in enumerate(cells, 1) if not cell)
             raise InputError(f"{where}: the header has no name for column {place} of {len(cells)}")
         if all(map(_NUMBER.fullmatch, cells)) and cells != list(map(str, range(len(cells)))):  # of pandas without names
-            file = shlex.quote(self.file)
+            file = shell_name(self.file)
             if len(cells) == len(_RUN_COLUMNS) and self.separator == "\t":
                 program = '{ print $1, "Q0", $2, $3, -$3, "run" }'
                 raise InputError(

@@ -16,6 +16,7 @@ from typing import Literal
 from rerank_cli.errors import InputError
 from rerank_cli.formats.jsonl import BYTE_ORDER_MARK, is_json
 from rerank_cli.formats.shapes.fields import ALIASES
+from rerank_cli.storage import shell_name
 
 HEAD_BYTES = 4096
 """How many bytes of a file are looked at."""
@@ -79,10 +80,10 @@ class Description:
 
 def recognise_foreign(head: bytes, path: str) -> Description | None:
     """The format of a file with this head, if it is certainly not one that is read. path: for the command."""
-    file = shlex.quote(path)
+    file = shell_name(path)
     for magic, words, command in _MAGICS:
         if head.startswith(magic) and _is_meant(magic, head):
-            made = command.format(file=file, name=path) if command else None
+            made = command.format(file=file, name=shlex.split(file)[0]) if command else None
             return Description(words, f"`{made}`" if made and " " in made and "save" not in made else made)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         if b"[Content_Types].xml" in head or b"xl/" in head:
@@ -143,7 +144,7 @@ def describe(head: bytes, path: str) -> Description:
         return Description("Parquet", "give the name of the file itself, ending in .parquet")
     text = head.removeprefix(BYTE_ORDER_MARK).lstrip()
     first = text.partition(b"\n")[0].rstrip(b"\r")
-    file = shlex.quote(path)
+    file = shell_name(path)
     if _is_text(first) and not _is_utf8(head):
         return Description(
             "text that is not UTF-8",

@@ -6,6 +6,7 @@ links and other spellings are the same path. The following is refused by name:
 * an output in place of a file that is read: inputs, texts, judgements, template, profiles, model, standard input, or an
   image that a row names;
 * an output in the store of scores, or in the folder of a model under a name that models read;
+* an errors file or a report whose suffix says another format;
 * two outputs in one file, or under names that are the same for the file system;
 * an output or an input in the work folder of the run;
 * standard output that is appended to a file that is read (`>> in.jsonl`);
@@ -29,6 +30,7 @@ from pathlib import Path
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import OutputError, UsageError
+from rerank_cli.formats.compression import SUFFIXES
 from rerank_cli.formats.inputs import STDIN, Input
 from rerank_cli.job.options import STDOUT, JobOptions, Names
 from rerank_cli.journal import Identity, Job, identity_of, is_special, naming
@@ -41,6 +43,10 @@ _OPTIONS = {
     "output": "--output", "errors": "--errors", "report": "--report", "page": "--report", "embeddings": "--embeddings",
     "per_query": "--per-query",
 }  # fmt: skip
+_SUFFIXES = {
+    "errors": ("JSON lines, not compressed", "end the name in .jsonl"),
+    "report": ("JSON, not compressed", "end the name in .json, or in .html for a page"),
+}
 _MODEL_FILES = {
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "processor_config.json",
     "preprocessor_config.json", "hf_quant_config.json", "vocab.txt", "tokenizer.model", "chat_template.jinja",
@@ -190,6 +196,9 @@ class RunPaths:
 
     def _refuse_unwritable(self, kind: str, path: Path) -> None:
         folder = path.parent
+        if kind in _SUFFIXES and path.suffix.lower() in (*SUFFIXES, ".csv", ".tsv", ".parquet", ".trec"):
+            words, hint = _SUFFIXES[kind]
+            raise UsageError(f"{_OPTIONS[kind]} {path}: is written as {words}, whatever the suffix says", hint=hint)
         if isinstance(path, UrlPath):
             return
         if not folder.is_dir():

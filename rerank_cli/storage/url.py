@@ -8,6 +8,7 @@ by name, never taken for a local path.
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 
 from rerank_cli.errors import UsageError
@@ -63,6 +64,12 @@ def parse_url(text: str) -> Url:
     if key.startswith("/") or "//" in key or any(piece in (".", "..") for piece in key.split("/")):
         raise UsageError(f"{text}: a key with an empty piece, `.` or `..` in it is not opened")
     return Url(scheme, container, key)
+
+
+def shell_name(file: str) -> str:
+    """The name of a file in a command for a shell: of a URL its last piece, which is fetched first; of stdin `IN`."""
+    name = file.rstrip("/").rpartition("/")[2] if is_url(file) else file
+    return "IN" if file == "-" else shlex.quote(name)
 
 
 def refuse_url(what: str, value: object) -> None:

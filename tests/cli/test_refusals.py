@@ -8,6 +8,7 @@ import lzma
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from rerank_cli.cli import main
 from tests.conftest import TINY_CHECKPOINT, write_table
+from tests.stores import Bucket
 
 ROW: dict[str, Any] = {"query": "kettle", "passages": [{"id": "a", "text": "vinegar"}, {"id": "b", "text": "crumbs"}]}
 LINE = json.dumps(ROW)
@@ -163,3 +165,34 @@ def test_titles_and_ids_in_step_are_not_taken_for_texts(capsys: pytest.CaptureFi
     Path("in.jsonl").write_text(json.dumps(row) + "\n")
     assert rerank("in.jsonl") == 4
     assert "--text-field title" not in capsys.readouterr().err
+
+
+def test_a_command_names_what_a_shell_can_open(capsys: pytest.CaptureFixture[str], bucket: Bucket) -> None:
+    url = bucket.put("2026/a b.jsonl", ACCENTS.encode("utf-16"))
+    assert rerank(url) == 4
+    said = capsys.readouterr().err
+    assert _pasted(said) == "iconv -f UTF-16 -t UTF-8 'a b.jsonl' > 'a b.jsonl'.utf8"
+    url = bucket.put("2026/lists.parquet.gz", gzip.compress(b"PAR1"))
+    assert rerank(url) == 4
+    assert _pasted(capsys.readouterr().err) == "gzip -dc < lists.parquet.gz > lists.parquet"
+
+
+def test_a_command_for_a_pipe_names_a_file_to_be_made() -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "rerank_cli", "rerank-file", "-", "-o", "out.jsonl"],
+        input=ACCENTS.encode("utf-16"),
+        capture_output=True,
+    )
+    assert found.returncode == 4
+    assert _pasted(found.stderr.decode()) == "iconv -f UTF-16 -t UTF-8 IN > IN.utf8"
+
+
+@pytest.mark.parametrize(
+    ("flag", "name"),
+    [("--errors", "bad.jsonl.gz"), ("--errors", "bad.CSV"), ("--report", "run.json.zst"), ("--report", "run.html.gz")],
+)
+def test_a_suffix_that_says_another_format_is_refused(flag: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("in.jsonl").write_text(LINE + "\n")
+    assert rerank("in.jsonl", flag, name) == 2
+    assert f"{flag} {name}: is written as JSON" in capsys.readouterr().err
+    assert not Path(name).exists()

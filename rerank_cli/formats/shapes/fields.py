@@ -18,6 +18,8 @@ does not, an image is an error, never ignored.
 
 from __future__ import annotations
 
+import base64
+import math
 import re
 from collections.abc import Container, Mapping, Sequence
 from functools import cache
@@ -378,3 +380,15 @@ def id_columns_of(names: Sequence[str], path: str | None, role: str) -> list[str
 def text_or_type(value: object) -> str:
     """A text itself, of any other value its type: for a message about what should be one of a few words."""
     return f"`{value}`" if isinstance(value, str) else type_in_words(value)
+
+
+def id_text(value: object) -> str:
+    """An id as a text to compare and to write in a run: a whole number has no fraction, and bytes are text."""
+    if isinstance(value, float) and math.isfinite(value) and value == int(value):
+        return str(int(value))
+    if isinstance(value, bytes):  # Parquet that does not say that its texts are UTF-8
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return base64.b64encode(value).decode()
+    return str(value)

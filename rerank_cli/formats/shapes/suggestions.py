@@ -20,6 +20,7 @@ from rerank_cli.formats.shapes.known_shape import KINDS, KnownListShape
 from rerank_cli.formats.shapes.lists import BELONGS, ListShape
 from rerank_cli.formats.shapes.other_programs import KNOWN
 from rerank_cli.records import JsonRow
+from rerank_cli.storage import shell_name
 
 _TEXTS = re.compile(r"(texts?|chunks?|sources?)$")
 _MOST_COMMANDS = 3
@@ -113,7 +114,7 @@ def _program(fields: Mapping[str, Any], names: FieldNames) -> tuple[str, str, st
 
 
 def _jq(file: str, program: str) -> str:
-    quoted = shlex.quote(file)
+    quoted = shell_name(file)
     whole = f"(objects, arrays[]) | {program}"  # a document may be an array of what was looked at
     return f"jq -c {shlex.quote(whole)} {quoted} > {quoted}.jsonl"
 

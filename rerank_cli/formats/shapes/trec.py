@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 from rerank_cli.errors import UsageError
 from rerank_cli.formats.choices import FieldNames, Selection, Texts
 from rerank_cli.formats.shapes.corpus import open_corpus
-from rerank_cli.formats.shapes.fields import row_error
+from rerank_cli.formats.shapes.fields import id_text, row_error
 from rerank_cli.formats.shapes.flat import digest_of
 from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, refuse_field_names
 from rerank_cli.formats.text_index import TextFile, open_texts
@@ -99,13 +99,13 @@ def _open(names: FieldNames, texts: Texts) -> TrecShape:
 
 
 def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
-    best: dict[object, RankedPassage] = {}
+    best: dict[str, RankedPassage] = {}
     for entry in ranked.ranking:
-        best.setdefault(str(exchange.ids[entry.index]), entry)
+        best.setdefault(id_text(exchange.ids[entry.index]), entry)
     scores = falling_scores(entry.logit for entry in best.values())
-    for place, (entry, score) in enumerate(zip(best.values(), scores, strict=True), 1):
+    for place, (identity, score) in enumerate(zip(best, scores, strict=True), 1):
         yield {
-            "query_id": exchange.id, "q0": "Q0", "passage_id": exchange.ids[entry.index],
+            "query_id": id_text(exchange.id), "q0": "Q0", "passage_id": identity,
             "rank": place, "score": score, "tag": TAG,
         }  # fmt: skip
 
@@ -118,7 +118,7 @@ def _refuse(exchange: Exchange) -> tuple[str, str] | None:
         name = "the query" if index == 0 else f"passages[{index - 1}]"
         if identity is None:
             return "no-passage-id", f"{name} has no id, which a TREC run needs"
-        text = str(identity)
+        text = id_text(identity)
         if not text or _BLANKS.search(text):
             return "unfit-id", f"the id of {name} is empty or has white space in it, which a TREC run cannot carry"
     return None

@@ -10,8 +10,9 @@ import pytest
 from rerank_cli.errors import InputError
 from rerank_cli.evaluation.evaluator import Evaluator
 from rerank_cli.evaluation.orders import Orders
-from rerank_cli.evaluation.qrels import id_text, read_qrels
+from rerank_cli.evaluation.qrels import read_qrels
 from rerank_cli.formats.jsonl import ExactFloat
+from rerank_cli.formats.shapes.fields import id_text
 
 EXPECTED = {"11": {"a1": 1, "a2": 0}, "12": {"b1": 2}}
 
@@ -57,6 +58,8 @@ def test_a_passage_that_is_judged_twice_and_otherwise_is_refused(tmp_path: Path)
         ("1.0", "1.0"),
         ("007", "007"),
         (2**60, str(2**60)),
+        ("é".encode(), "é"),
+        (b"\xff", "/w=="),
     ],
 )
 def test_a_whole_number_is_an_id_without_its_fraction_and_a_text_stays(value: object, text: str) -> None:

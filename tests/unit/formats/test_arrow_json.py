@@ -50,6 +50,8 @@ LIST_OF_MAPS = pa.list_(pa.map_(pa.string(), pa.float32()))
         (pa.list_(pa.float32()), [0.1, None], [0.1, None]),
         (pa.large_list(pa.date32()), [datetime.date(1970, 1, 1)], ["1970-01-01"]),
         (pa.list_(pa.binary(), 2), [b"a", None], ["YQ==", None]),
+        (pa.list_view(pa.float32()), [0.1, None], [0.1, None]),
+        (pa.large_list_view(pa.string()), [], []),
         (pa.struct([("a", pa.decimal128(3, 1)), ("b", pa.null())]), {"a": Decimal("1.5")}, {"a": "1.5", "b": None}),
         (pa.map_(pa.string(), pa.float32()), [("k", 0.1), ("l", None)], {"k": 0.1, "l": None}),
         (pa.map_(pa.string(), pa.int8()), [("k", 1), ("k", 2)], [["k", 1], ["k", 2]]),

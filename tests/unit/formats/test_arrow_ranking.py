@@ -281,8 +281,9 @@ def test_rows_are_ranked_as_plain_python_ranks_them(data: st.DataObject) -> None
     assert table.schema.names == ["passage", "input_index", *OURS]
 
 
-def test_a_fixed_size_list_becomes_a_list_and_its_nulls_stay() -> None:
-    column = pa.array([["a", "b"], None, ["c", "d"]], pa.list_(pa.string(), 2))
+@pytest.mark.parametrize("kind", [pa.list_(pa.string(), 2), pa.list_view(pa.string()), pa.large_list_view(pa.string())])
+def test_a_list_of_another_layout_becomes_a_list_and_its_nulls_stay(kind: pa.DataType) -> None:
+    column = pa.array([["a", "b"], None, ["c", "d"]], kind)
     rows = rows_of(pa.record_batch({"passages": column}).slice(1))
     table = rank_lists(
         [ranked_list([rows[0]], [], 0), ranked_list([rows[1]], [1, 0])], Selection(), passages="passages", text="body"

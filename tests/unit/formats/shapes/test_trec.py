@@ -200,6 +200,13 @@ def test_a_list_with_ids_can_be_written_as_a_run() -> None:
     )
 
 
+def test_the_ids_of_a_run_are_those_that_judgements_have() -> None:
+    passages = [{"id": 1.0, "text": "x"}, {"id": 2.5, "text": "y"}]
+    assert written({"qid": 5.0, "query": "q", "passages": passages}) == (
+        "5 Q0 1 1 0.000000 rerank-cli\n5 Q0 2.5 2 -1.000000 rerank-cli\n"
+    )
+
+
 def test_of_passages_with_the_same_id_a_run_has_the_best() -> None:
     chunks = [{"id": one, "text": one} for one in "abaca"]
     assert written({"qid": 5, "query": "q", "passages": chunks}) == (
