@@ -120,14 +120,22 @@ def connected(cluster: ClusterOptions) -> Iterator[Any]:
     try:
         with chdir(package):
             ray.init(**settings)
+        _set_handlers(handlers)  # Ray has replaced them
+    except SystemExit:  # of Ray's handler: a signal came before ours was back
+        _set_handlers(handlers)
+        signal.raise_signal(signal.SIGTERM)
+        raise
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise _no_cluster_error(address or "local", str(error).partition("\n")[0]) from error
-    for number, handler in handlers.items():
-        signal.signal(number, handler)  # Ray has replaced it
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _set_handlers(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def resources_for(there: Mapping[str, float], options: JobOptions, cluster: ClusterOptions) -> Resources:

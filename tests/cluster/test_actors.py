@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 import rerank_cli
-from rerank_cli.cluster.actors import Actors, Resources
+from rerank_cli.cluster.actors import Actors, ClusterOptions, Resources, connected
 from rerank_cli.cluster.folder import OutputFolder
 from rerank_cli.cluster.scorer import ActorHost, PartOutcome
 from rerank_cli.cluster.tasks import Task
-from rerank_cli.errors import EngineError
+from rerank_cli.errors import EngineError, StoppedError
 from rerank_cli.job.options import JobOptions, Names
 from rerank_cli.job.run import Watcher
 from rerank_cli.job.stop import Stop
+
+
+class RayThatIsStopped(ModuleType):
+    """Ray, as SIGTERM comes while it connects: with a handler of its own."""
+
+    def init(self, **_: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(number))
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_sigterm_while_ray_connects_stops_the_run_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", RayThatIsStopped("ray"))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(StoppedError) as raised, Stop().listening(), connected(ClusterOptions("auto")):
+        pass
+    assert raised.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+
 
 TASKS = [Task("/in.jsonl", f"{n}.jsonl", n, 4) for n in range(1, 5)]
 
