@@ -1,4 +1,4 @@
-"""What a folder holds in place of a reranker, by the names of its files, its class and its modules.
+"""Says what kind of model a refused folder holds instead, by the names of its files, its class and its modules.
 
 Only facts, as data. `refusals.py` makes sentences of them, so that a refusal says what the user has.
 """

@@ -1,4 +1,4 @@
-"""Refuses folders that hold no reranker that can be scored, and says what they hold, before anything is loaded.
+"""Refuses folders without a reranker that can be scored (Git LFS pointers, pickles, adapters), before loading anything.
 
 In this order: pointers of Git LFS, weights that are not read, an adapter, modules of another kind of model, an
 architecture, how the modules score, code of the checkpoint, quantisation, pickle. `other_models.py` has the names.
@@ -46,10 +46,10 @@ def refuse_special_files(root: Path) -> None:
 
 
 def refuse_pointers(root: Path, model: Path) -> None:
-    """Refuse pointers of Git LFS in place of files. model: the model's own folder, in `root`."""
+    """Refuse pointers of Git LFS in place of files that are read. model: the model's own folder, in `root`."""
     files = [file for folder in dict.fromkeys((root, model)) for file in sorted(folder.glob("*"))]
     for file in files:
-        if not file.is_file() or file.stat().st_size > _MAX_POINTER_BYTES:
+        if file.suffix not in _MODEL_SUFFIXES or not file.is_file() or file.stat().st_size > _MAX_POINTER_BYTES:
             continue
         with file.open("rb") as stream:
             begin = stream.read(len(_POINTER))

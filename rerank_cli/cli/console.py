@@ -1,4 +1,4 @@
-"""What people see: data go to stdout, messages and the progress bar to stderr, no control byte to a terminal.
+"""Prints for people: data to stdout; messages, commands and progress to stderr, wrapped, without control bytes.
 
 Text from files (ids, names, rows) can hold control bytes that move a terminal's cursor or rename its window. So
 everything that goes to stderr passes `printable`, and rich gets plain text objects only, so that it prints markup in

@@ -1,4 +1,4 @@
-"""`rerank-cli evaluate`: its options, and which files they name."""
+"""`rerank-cli evaluate`: its options, and the checks of the files that they name."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ _ANSWERED = ("per_query", "calibrate_to", "keep_precision")
 
 def _refuse_options(context: typer.Context, inputs: list[str], given: dict[str, Any]) -> None:
     """Refuse options that miss another one and files that cannot be written, before anything is read."""
-    from rerank_cli.evaluation.evaluate_only import refuse_outputs
+    from rerank_cli.evaluation.output_paths import refuse_outputs
     from rerank_cli.evaluation.per_query import refuse_per_query_name
     from rerank_cli.formats.inputs import resolve_inputs
 

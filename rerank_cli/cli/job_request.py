@@ -10,7 +10,8 @@ import typer
 from rerank_cli.cli.command_line import command_of
 from rerank_cli.cli.declare import declared_options, fields_of, typed_options
 from rerank_cli.cli.plan_request import read_plan_request
-from rerank_cli.job.options import ErrorLimit, JobOptions, refuse_idle
+from rerank_cli.job.error_limit import ErrorLimit
+from rerank_cli.job.options import JobOptions, refuse_idle
 
 
 def read_job_options(context: typer.Context, **more: Any) -> JobOptions:

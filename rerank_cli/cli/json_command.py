@@ -1,4 +1,4 @@
-"""Commands that answer with one JSON document, even where an option does not exist."""
+"""Commands that answer with one JSON document, also when an option is unknown or has a bad value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns the texts of options into values: durations, sizes, shares, shapes; and refuses what is none.
+"""Turns the texts of options into values: durations, sizes, shares, shapes; a text that is none is refused.
 
 A function that parses raises `ValueError` with the error and, as a second argument, a hint (`declare.py`); a file that
 cannot be read is an `InputError`. The functions without an argument list the values that a shell offers.
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rerank_cli.errors import InputError
-from rerank_cli.job.options import LEAST_STORE, ErrorLimit, TemplateText
+from rerank_cli.job.error_limit import ErrorLimit
+from rerank_cli.job.options import LEAST_STORE, TemplateText
 from rerank_cli.machine.memory_size import UNITS
 from rerank_cli.storage import refuse_url
 

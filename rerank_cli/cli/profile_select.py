@@ -101,7 +101,7 @@ def profile_select(
         if gpu == ["all"]:
             if env or list_profiles or given["fixture"]:
                 raise UsageError("--gpu all: compares cards, which --env, --list and --fixture have no place for")
-            from rerank_cli.cli.compare_cards import print_cards
+            from rerank_cli.cli.cards_text import print_cards
 
             numbers = {"pairs": given["pairs"], "tokens": given["tokens"]}
             return print_cards(asked, known, **numbers, as_json=wants_json(output_mode))

@@ -139,8 +139,8 @@ def rerank_file(context: typer.Context, *, output: str | None, output_mode: str,
     if output is None and not given["evaluate_only"] and not given["dry_run"]:
         raise UsageError("missing option --output", hint="`-o out.jsonl`, or `-o -` for stdout")
     # Imported here because they load more than --help must wait for.
-    from rerank_cli.cli.evaluate_only import evaluate_only
     from rerank_cli.cli.job_request import read_job_options
+    from rerank_cli.cli.measures_text import evaluate_only
     from rerank_cli.cli.run_text import print_dry_run, refuse_gpu, run_and_report
 
     if given["evaluate_only"]:

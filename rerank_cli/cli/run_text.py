@@ -15,8 +15,8 @@ from rerank_cli.cli.console import (
     say,
     write,
 )
-from rerank_cli.cli.evaluate_only import print_evaluation
 from rerank_cli.cli.json_command import wants_json
+from rerank_cli.cli.measures_text import print_evaluation
 from rerank_cli.errors import StoppedError, UsageError, nothing_scored
 from rerank_cli.job.early_refusals import refuse_early
 

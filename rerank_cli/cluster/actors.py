@@ -1,4 +1,4 @@
-"""The Ray cluster: checks before the start, the actors, and which actor does which part.
+"""The Ray cluster: checks before the start, the actors, which actor does which part, and how often a part is tried.
 
 Ray only reserves resources for the actors (`num_cpus`, `num_gpus`). Each part is one call of an actor, and each actor
 has one part at a time. A dead actor is replaced here, not by Ray, whose retries have no limit; its part is given out
@@ -31,7 +31,8 @@ from rerank_cli.cluster.folder import OutputFolder
 from rerank_cli.cluster.scorer import ActorHost, PartOutcome, Scorer
 from rerank_cli.cluster.tasks import Task
 from rerank_cli.errors import DoesNotFitError, EngineError, InputError, RerankError, StoppedError, UsageError
-from rerank_cli.job.options import ErrorLimit, JobOptions
+from rerank_cli.job.error_limit import ErrorLimit
+from rerank_cli.job.options import JobOptions
 from rerank_cli.job.run import Watcher
 from rerank_cli.job.stop import Stop
 from rerank_cli.machine.cpu import usable_cores

@@ -1,4 +1,4 @@
-"""The output folder of a run on a cluster, from the first part to the manifest.
+"""The output folder of a run on a cluster, from the first part to the manifest; a folder with other things is refused.
 
     OUT/NAME.jsonl               the part NAME, complete: it gets this name by one rename
     OUT/NAME.jsonl.job           an unfinished part

@@ -14,8 +14,8 @@ from rerank_cli.cluster.documents import MANIFEST_SCHEMA
 from rerank_cli.cluster.folder import OutputFolder
 from rerank_cli.cluster.tasks import Task, cut_tasks, find_files
 from rerank_cli.errors import InputError, UsageError, nothing_scored
-from rerank_cli.evaluation.evaluate_only import refuse_outputs
 from rerank_cli.evaluation.evaluator import Evaluation, Evaluator
+from rerank_cli.evaluation.output_paths import refuse_outputs
 from rerank_cli.evaluation.per_query import per_query_bytes, read_values
 from rerank_cli.formats.choices import TEACHER_FORMATS
 from rerank_cli.formats.inputs import resolve_inputs

@@ -1,4 +1,4 @@
-"""Pairs of texts to token ids, for models that read a prompt: the two texts set into a template.
+"""Pairs of texts to token ids, for models that read a prompt whose parts are tokenised one by one.
 
 A `Prompt` is a sequence of parts that are tokenised one by one; their ids are joined. A part is literal text with slots
 for the query and the passage. So `question:{query} \\n \\n passage:{passage}` is one part and tokenised as one string,

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint as its model was trained with it, from `tokenizer.json`, without transformers.
+"""The tokenizer of a checkpoint as its model was trained with it (lower case, special tokens), from `tokenizer.json`.
 
 `tokenizer.json` is not the whole truth. Where transformers has a class of its own for a checkpoint, it takes vocabulary
 and merges from the file and rebuilds the rest from the class and the options in `tokenizer_config.json`: normaliser,

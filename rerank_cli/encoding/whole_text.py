@@ -1,4 +1,4 @@
-"""Pairs of texts to token ids, for models that read them inside a template, as one text.
+"""Pairs of texts to token ids, for models whose template (a chat template mostly) is tokenised with them as one text.
 
 A template writes the query and the passage into one text, which is tokenised as a whole: a tokenizer may join the end
 of a passage with what follows it (Qwen's has one token for "." and a line break), so parts tokenised by themselves

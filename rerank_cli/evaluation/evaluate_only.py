@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
-from rerank_cli.errors import InputError, OutputError, UsageError
+from rerank_cli.errors import InputError
 from rerank_cli.evaluation.evaluator import Evaluation, Evaluator
 from rerank_cli.evaluation.orders import Orders
+from rerank_cli.evaluation.output_paths import refuse_outputs
 from rerank_cli.evaluation.per_query import per_query_bytes, refuse_per_query_name
 from rerank_cli.evaluation.reranked_file import RerankedFile, passage_names
 from rerank_cli.formats.inputs import STDIN, ReadOptions, resolve_inputs
 from rerank_cli.formats.jsonl import dump_document
 from rerank_cli.formats.shapes import FieldNames
-from rerank_cli.journal import Files, identity_of, write_file
+from rerank_cli.journal import Files, write_file
 from rerank_cli.records import RowError
-from rerank_cli.storage import UrlPath, path_of
+from rerank_cli.storage import path_of
 
 SCHEMA = "rerank-cli/evaluation/1"
 
@@ -106,27 +107,3 @@ def _notes(file: RerankedFile) -> Iterator[str]:
         yield f"{file.given.words} was taken for the given order, and in every list it is the new one"
     if file.cut:
         yield (f"{file.cut:,} lists have fewer passages than were reranked; both orders are measured on what is left")
-
-
-def refuse_outputs(outputs: Mapping[str, str | None], read: Iterable[str], *, overwrite: bool) -> None:
-    """Refuse an output that exists, whose folder is missing, or that is an input or another output.
-
-    Args:
-        outputs: Paths by option; None is not written.
-        read: The files that are inputs.
-        overwrite: Whether an output may exist.
-    """
-    taken = {identity_of(path_of(path)) for path in read}
-    for name, path in outputs.items():
-        if path is None:
-            continue
-        final = path_of(path)
-        if identity_of(final) in taken:
-            raise UsageError(f"{name} {path}: is an input or another output")
-        taken.add(identity_of(final))
-        if not isinstance(final, UrlPath) and not final.parent.is_dir():
-            raise OutputError(f"{path}: cannot be written: its folder does not exist")
-        if final.is_dir():
-            raise OutputError(f"{path}: is a folder")
-        if final.exists() and not overwrite:
-            raise OutputError(f"{path}: exists", hint="`--overwrite` replaces it")

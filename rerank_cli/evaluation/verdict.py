@@ -1,4 +1,4 @@
-"""Should it ship? A verdict on the per-query differences of one measure, with a known rate of errors.
+"""Should it ship? Two tests of the differences by query must agree, corrected for several systems or measures (Holm).
 
 Two tests must agree that a difference is more than chance: the paired t-test, which also gives the 95 % interval, and
 the paired randomisation test, which assumes nothing about the distribution of differences (`significance`). The larger

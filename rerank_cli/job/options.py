@@ -1,4 +1,4 @@
-"""The options of a run, with their defaults; those that one room needs are in its `choices.py`, and nowhere else.
+"""The options of a run, with their defaults; those that one package needs are in its `choices.py`, and nowhere else.
 
 The command line (`cli/options.py` declares the options, `cli/job_request.py` makes these values of them), `Reranker`
 and the tests all start here. This module imports nothing that is slow to load, because `--help` reads the defaults.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from rerank_cli.encoding.choices import CHUNK_OVERLAP, ImageLimits, Pool, SpecialTokens, Truncation
-from rerank_cli.errors import InputError, TooManyBadRowsError, UsageError
+from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats.choices import (
     MAX_LINE_BYTES,
     NO_TEXTS,
@@ -24,57 +24,19 @@ from rerank_cli.formats.choices import (
     Teacher,
     Texts,
 )
+from rerank_cli.job.error_limit import ErrorLimit
 from rerank_cli.job.number_limits import MOST_ROWS, MOST_TOKENS, refuse_too_large, refuse_too_many_engines
 from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.storage import is_url, path_of, refuse_url
 
 if TYPE_CHECKING:
     from rerank_cli.evaluation.blend import Blend
-    from rerank_cli.records import Counts
 
 STDOUT = "-"
 PAGE_SUFFIXES = (".html", ".htm")
 STORE_LIMIT = 10 * 10**9
 """The default, in bytes: some 150 million pairs."""
 LEAST_STORE = 10**6
-_RATE_IS_MEANINGFUL_FROM = 1000  # rows; with fewer, a single bad line could exceed a percentage
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorLimit:
-    """How many bad rows a run may have: `rows`, or a `share` of all rows, or any number (both None).
-
-    all: even a run without a single scored row is no failure. That is for a part of the input, since only the whole can
-    tell.
-
-    Bad passages of lists that are ranked without them count too: against `rows`, and against `share` as a share of all
-    passages.
-    """
-
-    rows: int | None = None
-    share: float | None = None
-    all: bool = False
-
-    def check(self, counts: Counts, *, last: bool) -> None:
-        """Raise `TooManyBadRowsError` if `counts` is over the limit."""
-        if self.rows is not None and counts.rows_error + counts.passages_error > self.rows:
-            passages = f" and {counts.passages_error} passages" if counts.passages_error else ""
-            raise TooManyBadRowsError(f"{counts.rows_error} rows{passages} failed, --max-errors allows {self.rows}")
-        if self.share is not None and (last or counts.rows_in >= _RATE_IS_MEANINGFUL_FROM):
-            allowed = self.share * counts.rows_in
-            if counts.rows_error > allowed:
-                share = f"{100 * counts.rows_error / counts.rows_in:.3g} %"
-                raise TooManyBadRowsError(
-                    f"{counts.rows_error} of {counts.rows_in} rows failed ({share}), "
-                    f"--max-errors allows {100 * self.share:g} %"
-                )
-            whole = counts.pairs + counts.passages_error
-            if counts.passages_error > self.share * whole:
-                share = f"{100 * counts.passages_error / whole:.3g} %"
-                raise TooManyBadRowsError(
-                    f"{counts.passages_error} of {whole} passages failed ({share}), "
-                    f"--max-errors allows {100 * self.share:g} %"
-                )
 
 
 class TemplateText(str):

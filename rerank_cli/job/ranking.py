@@ -1,4 +1,4 @@
-"""From logits to ranks: what happens to a window after the engine has scored its pairs.
+"""From logits to ranks, once a window is scored: chunks pooled (`--pool`), lists in order, bad pairs taken out.
 
 score_part      give each entry of a part its logit, and drop the pixels of its images
 join_parts      join the parts of a window again

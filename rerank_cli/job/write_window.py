@@ -1,4 +1,4 @@
-"""Writes the selected rows of scored windows to the destination's sink, and bad rows to its errors."""
+"""Writes the rows of a scored window to the output, and its bad rows to the errors file."""
 
 from __future__ import annotations
 

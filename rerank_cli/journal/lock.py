@@ -1,4 +1,4 @@
-"""One process per output.
+"""One process per output, by a lock on a file; an output in an object store is locked by `store_log.py`.
 
 The lock is a flock on a file. The operating system releases it when the process ends, however it ends, so no lock is
 ever stale. Because the file is deleted with its folder, a process that waited may get the lock of a deleted file; it

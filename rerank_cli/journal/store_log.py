@@ -1,4 +1,4 @@
-"""The journal of a job whose output is an object: a log of immutable objects, whose end is the lock.
+"""The journal, and the lock with its lease, of a job whose output is in an object store: a log of immutable objects.
 
 The run works on a local disk as always (`work_folder.py`), in this machine's cache. If the machine dies, that folder is
 not needed, because these objects beside the output have everything:

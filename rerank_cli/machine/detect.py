@@ -12,7 +12,7 @@ from rerank_cli.machine.cuda_visible import VARIABLE, apply_visibility
 from rerank_cli.machine.gpu import CudaDevice, Gpu, parse_gpu
 from rerank_cli.machine.nvml_answers import clean
 from rerank_cli.machine.nvml_driver import ANSWER_SECONDS, DriverQuestion
-from rerank_cli.machine.torch_build import TorchBuild, detect_torch_build
+from rerank_cli.machine.torch_build import TorchBuild, detect_torch_build, torch_warnings
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,43 +72,12 @@ def detect_machine(
         order_certain=visible.certain,
         warnings=(*answer.warnings, *visible.warnings, *of_gpus),
     )
-    return replace(machine, warnings=(*machine.warnings, *torch_warnings(machine)))
+    if not machine.devices:
+        return machine
+    return replace(machine, warnings=(*machine.warnings, *torch_warnings(torch, machine.cuda)))
 
 
 def describe_machine(descriptions: Sequence[str], *, root: Path = Path("/")) -> Machine:
     """A machine with the GPUs that `--gpu` describes and the CPU of this one."""
     gpus = tuple(parse_gpu(description, index) for index, description in enumerate(descriptions))
     return Machine(cpu=detect_cpu(root), gpus=gpus)
-
-
-def torch_warnings(machine: Machine) -> list[str]:
-    """What keeps the installed torch from using the GPUs that CUDA shows."""
-    torch, driver_cuda = machine.torch, machine.cuda
-    if not machine.devices:
-        return []
-    if torch is None:
-        return [f"torch is not installed, so the GPU stays idle; {_remedy(driver_cuda)}"]
-    if torch.accelerator != "cuda":
-        kind = {"cpu": "CPU", "rocm": "ROCm", "xpu": "XPU"}.get(torch.accelerator, torch.accelerator)
-        build = f"GPU present, but torch {torch.version} is a {kind} build and cannot use it"
-        return [f"{build}; {_remedy(driver_cuda)}"]
-    if torch.cuda and driver_cuda and _major(torch.cuda) > _major(driver_cuda):
-        return [
-            f"torch {torch.version} is built for CUDA {torch.cuda}, and the driver runs CUDA {driver_cuda} at most; "
-            f"update the driver, or {_remedy(driver_cuda)}"
-        ]
-    return []
-
-
-def _remedy(driver_cuda: str | None) -> str:
-    """How to get a torch for this driver, which runs every CUDA of its own major version and of older ones."""
-    if driver_cuda and _major(driver_cuda) >= 13:
-        index = "https://download.pytorch.org/whl/cu130"
-        return f"`pip install --force-reinstall torch --index-url {index}` installs a CUDA build"
-    newest = f" for CUDA {driver_cuda} or older" if driver_cuda else ""
-    return f"install a CUDA build of torch{newest}: https://pytorch.org/get-started/locally"
-
-
-def _major(version: str) -> int:
-    head = version.partition(".")[0]
-    return int(head) if head.isdecimal() else 0

@@ -1,4 +1,4 @@
-"""A GPU as data: what the driver says of it, and what a user says of one that is not here (`--gpu`)."""
+"""The values of a GPU, whether they come from the driver or from a user who describes one (`--gpu`)."""
 
 from __future__ import annotations
 

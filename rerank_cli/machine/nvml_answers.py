@@ -1,4 +1,4 @@
-"""GPUs from the lines that `nvml_child.py` writes: which facts there are, and why the others are missing.
+"""GPUs, and the warnings about them, from the lines that `nvml_child.py` writes; why a fact is missing.
 
 A GPU whose memory NVML does not tell gets the host's, but only where CPU and GPU are known to share it: a discrete card
 with a broken driver says "not supported" as well.

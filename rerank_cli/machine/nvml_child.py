@@ -1,4 +1,4 @@
-"""Asks NVML what it knows, as a program of its own: `python -P nvml_child.py SECONDS` answers in JSON lines on stdout.
+"""The questions that NVML is asked, and the program that asks them: `python -P nvml_child.py SECONDS` prints JSON.
 
 It is run by its path and imports nothing of this package: starting must stay cheap (0.02 s, and 0.04 s for pynvml).
 Other modules read only the tables at its top. The lines, in any order between devices:

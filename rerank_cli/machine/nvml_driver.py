@@ -1,4 +1,4 @@
-"""What the NVIDIA driver says, asked through the child process of `nvml_child.py` and made into `Gpu`s.
+"""Starts the child process that asks the NVIDIA driver (`nvml_child.py`), and waits for it within a time limit.
 
     question = DriverQuestion(3.0, environment)     starts the child
     ...                                             time for other work

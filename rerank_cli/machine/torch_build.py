@@ -1,4 +1,6 @@
-"""What the installed torch was built for, without importing it (that takes a second and wakes the driver).
+"""What the installed torch was built for, and the advice where that is not this machine; torch is not imported.
+
+Importing it takes a second and wakes the driver.
 
 The sources, the surest first:
 
@@ -58,6 +60,36 @@ def read_torch_build(package: Path) -> TorchBuild | None:
         if build:
             return build
     return None
+
+
+def torch_warnings(torch: TorchBuild | None, driver_cuda: str | None) -> list[str]:
+    """What keeps this torch from using the GPUs that CUDA shows. driver_cuda: the newest CUDA that the driver runs."""
+    if torch is None:
+        return [f"torch is not installed, so the GPU stays idle; {_remedy(driver_cuda)}"]
+    if torch.accelerator != "cuda":
+        kind = {"cpu": "CPU", "rocm": "ROCm", "xpu": "XPU"}.get(torch.accelerator, torch.accelerator)
+        build = f"GPU present, but torch {torch.version} is a {kind} build and cannot use it"
+        return [f"{build}; {_remedy(driver_cuda)}"]
+    if torch.cuda and driver_cuda and _major(torch.cuda) > _major(driver_cuda):
+        return [
+            f"torch {torch.version} is built for CUDA {torch.cuda}, and the driver runs CUDA {driver_cuda} at most; "
+            f"update the driver, or {_remedy(driver_cuda)}"
+        ]
+    return []
+
+
+def _remedy(driver_cuda: str | None) -> str:
+    """How to get a torch for this driver, which runs every CUDA of its own major version and of older ones."""
+    if driver_cuda and _major(driver_cuda) >= 13:
+        index = "https://download.pytorch.org/whl/cu130"
+        return f"`pip install --force-reinstall torch --index-url {index}` installs a CUDA build"
+    newest = f" for CUDA {driver_cuda} or older" if driver_cuda else ""
+    return f"install a CUDA build of torch{newest}: https://pytorch.org/get-started/locally"
+
+
+def _major(version: str) -> int:
+    head = version.partition(".")[0]
+    return int(head) if head.isdecimal() else 0
 
 
 def _from_metadata(text: str) -> TorchBuild | None:

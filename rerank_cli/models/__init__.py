@@ -1,4 +1,4 @@
-"""How a pair becomes a logit: the families, and which one a checkpoint belongs to.
+"""How a pair becomes a logit: the forward pass of each family.
 
 `checkpoint/families.py` says whose forward an architecture has; `class_of` gives the class that computes it. Every
 `*ForSequenceClassification` that is not in that table and that transformers itself knows runs through

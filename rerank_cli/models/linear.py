@@ -1,4 +1,4 @@
-"""Linear layers over packed tokens, with what follows them fused in: an activation, or the residual.
+"""Linear layers over packed tokens, with what follows them fused in: an activation (the list is here), or a residual.
 
 Two kinds, with the same result up to rounding, and two whose products are in FP8:
 

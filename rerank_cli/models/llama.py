@@ -1,4 +1,4 @@
-"""Llama cross-encoders, packed: `LlamaBidirectionalForSequenceClassification`, the Nemotron rerankers among them.
+"""Llama cross-encoders, packed, with their own pooling: the Nemotron rerankers and other bidirectional Llamas.
 
 A Llama decoder without its causal mask: pre-norm layers with RMSNorm, rotary positions, grouped key and value heads,
 and a gated MLP; then the final norm, pooling over the tokens of a pair, one linear layer, division by `temperature`.

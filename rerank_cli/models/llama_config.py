@@ -1,4 +1,4 @@
-"""What config.json says of a Llama model: sizes, switches, rotary frequencies, pooling, temperature.
+"""What config.json says of a Llama model: sizes, switches, kind and frequencies of RoPE, pooling, temperature.
 
 Source: transformers' configuration_llama.py and modeling_rope_utils.py, and NVIDIA NeMo AutoModel's
 llama_bidirectional/model.py. `temperature` comes from the file as it stands there: transformers 4 resets it to 1.

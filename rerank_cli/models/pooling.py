@@ -1,4 +1,4 @@
-"""How the tokens of a pair become one vector, for encoders; always float32.
+"""How the tokens of a pair become one vector, for BERT-like encoders (a Llama pools in `llama.py`); always float32.
 
 The modes are those of sentence-transformers' Pooling module: over all tokens of the pair, special ones included. If a
 checkpoint leaves its prompt out (`include_prompt`), neither the prompt's tokens nor the special one before them count.

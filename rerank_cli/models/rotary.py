@@ -1,4 +1,4 @@
-"""Rotary positions: by what angles the channels of a head are turned (`elementwise.py` turns them)."""
+"""Rotary positions (RoPE): the angle for each position and channel; `elementwise.py` turns the channels by it."""
 
 from __future__ import annotations
 

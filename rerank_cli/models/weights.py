@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint, converted as they are read, each asked for exactly once.
+"""Tensors of a checkpoint, converted as they are read, each once; a tensor that no layer asks for is refused.
 
 `WeightReader` memory-maps the safetensors files; a tensor becomes memory of our own only by a conversion (another
 dtype, another device, prepacking). What is converted is read apart from the mapping, a tensor at a time, so that two

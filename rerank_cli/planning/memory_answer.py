@@ -1,4 +1,4 @@
-"""What `mem-estimate` answers: how much memory a model needs, point by point, beside what is published or measured.
+"""The answer of `mem-estimate`, as one document: the memory of each point beside what is published or measured.
 
     answer = answer_memory(asked, find_model("nvidia/llama-nemotron-rerank-1b-v2"), MeasuringTools())
     answer.to_json()

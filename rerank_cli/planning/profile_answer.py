@@ -26,8 +26,9 @@ from rerank_cli.checkpoint.families import int8_refusal
 from rerank_cli.errors import DoesNotFitError, ModelError, RerankError
 from rerank_cli.machine.cpu import FEATURES, Cpu
 from rerank_cli.machine.cuda_visible import apply_visibility
-from rerank_cli.machine.detect import Machine, torch_warnings
+from rerank_cli.machine.detect import Machine
 from rerank_cli.machine.gpu import CudaDevice, Gpu, MigInstance
+from rerank_cli.machine.torch_build import torch_warnings
 from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.planning.cpu_kernels import AMX, cpu_attention
 from rerank_cli.planning.known_model import KnownModel
@@ -115,7 +116,7 @@ def plan_machine(
     if not machine.devices and machine.cuda_visible_devices is None:
         # A described machine has no numbers of CUDA: it gets those of a process that hides no GPU.
         machine = replace(machine, gpus=apply_visibility(machine.gpus, {}).gpus)
-    hindrances = torch_warnings(machine) if machine.torch else []
+    hindrances = torch_warnings(machine.torch, machine.cuda) if machine.torch and machine.devices else []
     facts = _machine_facts(machine, hindrances, model)
     reasons = [*notes, model.reason, *([machine.reason] if machine.reason else []), *_left_out(machine)]
     known = [warning for warning in machine.warnings if warning not in hindrances]  # `select_profile` warns of those

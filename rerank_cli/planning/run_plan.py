@@ -1,4 +1,4 @@
-"""How a run goes: the answer of `profile_answer.py`, checked against memory, as the engine wants it.
+"""The plan of a run: window, threads, lanes, processes, token budget, checked against memory, as the engine wants it.
 
     answer = plan_model(request, known, machine)        what `profile-select` prints
     plan = plan_run(answer, cuda_devices=...)           what the engine is given; raises where there is no plan

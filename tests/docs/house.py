@@ -1,5 +1,4 @@
-"""The packages in CONTRIBUTING.md and the modules in docs/reference/modules.md, made from the import contract and the
-docstrings.
+"""The packages in CONTRIBUTING.md and all modules in docs/reference/modules.md, from import contract and docstrings.
 
 python -m tests.docs.house            prints both
 python -m tests.docs.house --write    puts them into the two pages
@@ -10,6 +9,7 @@ from __future__ import annotations
 import ast
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +20,8 @@ MODULES = ROOT / "docs/reference/modules.md"
 _HEAD = """\
 # Modules
 
-Every module of `rerank_cli/` with the first sentence of its head, package by package from the top down. Made by
+Every module with the first sentence of its head: `rerank_cli/` package by package from the top down, then what the
+tests share (the tests themselves lie by package in `tests/unit/`), and the benchmarks. Made by
 `python -m tests.docs.house --write`; a test compares.
 """
 
@@ -57,16 +58,24 @@ def render() -> str:
 
 def render_modules() -> str:
     """The page of modules."""
-    text = _HEAD
-    for folder in (path_of(entry) for layer in layers() for entry in layer):
-        if not folder.is_dir():
-            continue
-        text += f"\n## {folder.name}/\n\n{first_sentence(folder)}\n\n| module | what lies there |\n| --- | --- |\n"
-        for path in sorted(folder.rglob("*.py")):
-            name = str(path.relative_to(ROOT / "rerank_cli")).removesuffix("__init__.py")
-            if name != f"{folder.name}/":
-                text += f"| `{name}` | {first_sentence(path)} |\n"
-    return text
+    entries = [path_of(entry) for layer in layers() for entry in layer]
+    alone = [path for path in entries if path.is_file()]
+    text = _HEAD + _table("rerank_cli/", "The modules that are no package.", alone)
+    for folder in (path for path in entries if path.is_dir()):
+        inside = [path for path in sorted(folder.rglob("*.py")) if path != folder / "__init__.py"]
+        text += _table(f"{folder.name}/", first_sentence(folder), inside)
+    helpers = [path for path in sorted((ROOT / "tests").rglob("*.py")) if "test_" not in path.name]
+    text += _table("tests/", "What the tests share.", [path for path in helpers if first_sentence(path)])
+    return text + _table("benchmarks/", "Measurements.", sorted((ROOT / "benchmarks").rglob("[a-z]*.py")))
+
+
+def _table(title: str, sentence: str, paths: Sequence[Path]) -> str:
+    rows = "".join(
+        f"| `{str(path.relative_to(ROOT)).removeprefix('rerank_cli/').removesuffix('__init__.py')}` | "
+        f"{first_sentence(path)} |\n"
+        for path in paths
+    )
+    return f"\n## {title}\n\n{sentence}\n\n| module | what lies there |\n| --- | --- |\n{rows}"
 
 
 if __name__ == "__main__":

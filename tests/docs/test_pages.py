@@ -194,6 +194,12 @@ def test_every_page_is_in_the_index() -> None:
         assert page.name == "index.md" or str(page.relative_to(ROOT / "docs")) in index, page
 
 
+def test_every_module_that_contributing_names_is_there() -> None:
+    named = re.findall(r"`([\w/]+\.py)`", house.PAGE.read_text(encoding="utf-8"))
+    assert len(named) > 100
+    assert [name for name in named if not (ROOT / name).exists() and not (ROOT / "rerank_cli" / name).exists()] == []
+
+
 def test_contributing_shows_the_house_as_it_is() -> None:
     assert house.BEGIN + house.render() + house.END in house.PAGE.read_text(encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""The bytes of an image, from the place that its row names.
+"""The bytes of an image, from the place that its row names, which must lie in the image root.
 
 Rows come from anywhere, so they are not trusted. A path must lead to a regular file in or below the image root, after
 all symbolic links are followed. Then the folders are opened one by one from the root without following links, so that a

@@ -1,4 +1,4 @@
-"""Fields of a row by name: dotted paths that the user gave, or else the usual names of a field, its aliases.
+"""Fields of a row by name: dotted paths that the user gave, or the usual names (aliases); title and text are joined.
 
 A path goes through objects by name, through lists by place (`hits.0.text`), and through a text that is JSON as if it
 were the parsed value. A field whose own name has dots in it comes first.

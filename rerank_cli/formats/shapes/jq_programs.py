@@ -1,4 +1,4 @@
-"""Programs of jq that make rows of a document in another arrangement; the error that refuses the document shows one.
+"""Programs of jq that turn a document of another arrangement into rows; the refusal of such a document shows one.
 
 Each function looks at the first object of a file and returns the program that takes rows out of it, or None. The rows
 that it makes are read, or refused with the options that read them.

@@ -1,4 +1,4 @@
-"""What the first rows tell of an input: which lists are in step, and the notes that the user gets once.
+"""What the first rows tell of an input: which lists go with the passages, entry by entry, and the notes for the user.
 
 A list beside the passages is their sibling if it has as many entries as there are passages in each of the first rows,
 and either that number differs from row to row or its name says that it belongs to them (`doc_ids`, `scores`). If

@@ -1,4 +1,4 @@
-"""`trec`: a TREC run, with the texts of its queries and passages in files of their own.
+"""`trec`: TREC runs, read with texts from other files, written with scores that fall, as trec_eval breaks ties itself.
 
     q1 Q0 d7 1 12.5 bm25          in and out, a pair a line
 

@@ -1,4 +1,4 @@
-"""Entries by key in an SQLite database.
+"""Entries by key in an SQLite database, within a limit on its size: those used longest ago are deleted first.
 
     scores   key (16 bytes), value, day of the last use     clustered by key, without a row id
     days     bytes of the entries last used on each day     for eviction; an index would take 30 bytes per entry

@@ -1,4 +1,4 @@
-"""What only a device can tell, as data with its source: `constants.toml`, and the workspace of cuBLAS."""
+"""Memory that a device takes whatever is computed (context, workspace of cuBLAS), with its source: `constants.toml`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What NVIDIA publishes for a point, to stand beside our own figure; it never enters it."""
+"""What NVIDIA publishes for a point, shown beside our own estimate, which does not use it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory a model needs, point by point (a batch size and a length): what `mem-estimate` prints."""
+"""How much memory a model needs, point by point (a batch size and a length): the question of `mem-estimate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which profile runs a model on this machine, why, and why not the others.
+"""Which profile, GPUs and precision run a model on this machine: tries profiles in order and takes the first that fits.
 
 `select_profile` is a pure function of a request, a model's profiles and a machine. Its steps:
 

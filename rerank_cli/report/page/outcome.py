@@ -67,13 +67,13 @@ def warnings(document: Document) -> Iterator[str]:
         most = plan.get("max_tokens")
         limit = f" to {plural(most, 'token')}" if most else ""
         share = percent(cut / pairs)
-        yield f"{plural(cut, 'pair')} ({share}) did not fit and were cut{limit}; `--truncate chunk` reads all."
+        yield f"{plural(cut, 'pair')} ({share}) did not fit and had to be cut{limit}; `--truncate chunk` reads all."
     if retiled := counts.get("retiled"):
-        yield f"{plural(retiled, 'image')} were cut in fewer tiles, so that the pair fits."
+        yield f"{plural(retiled, 'image was', 'images were')} cut in fewer tiles, so that the pair fits."
     yield from (document.get("probability") or {}).get("warnings", ())
     if ties := counts.get("ties"):
         share = percent(ties / pairs)
-        yield f"{plural(ties, 'neighbour')} in rank order ({share}) have the same score; they stand in input order."
+        yield f"{plural(ties, 'passage')} ({share}) with the score of the one before, ranked in input order."
     for name, words in (
         ("empty_queries", ("query is", "queries are")),
         ("empty_passages", ("passage is", "passages are")),
@@ -81,9 +81,9 @@ def warnings(document: Document) -> Iterator[str]:
         if count := counts.get(name):
             yield f"{plural(count, *words)} empty, and scored as such."
     if evaluation and (unjudged := evaluation.get("unjudged")):
-        yield f"{plural(unjudged, 'query', 'queries')} without judgements are left out of the measures."
+        yield f"{plural(unjudged, 'query has', 'queries have')} no judgements: left out of the measures."
     if evaluation and (repeated := evaluation.get("repeated")):
-        yield f"{plural(repeated, 'list')} of a query that had one before are not measured."
+        yield f"{plural(repeated, 'list is', 'lists are')} not measured: the query had one before."
     yield from _warnings_of_computing(document)
 
 
@@ -93,7 +93,7 @@ def _warnings_of_computing(document: Document) -> Iterator[str]:
         yield f"The fallback profile {plan.get('profile')} ran: none of the optimised ones is for this machine."
     if reruns := counts.get("fp32_reruns"):
         precision = plan.get("precision", "the plan's precision")
-        yield f"{plural(reruns, 'result')} in {precision} were no numbers and were computed again in fp32."
+        yield f"{plural(reruns, 'result was', 'results were')} no number in {precision}: computed again in fp32."
     if splits := counts.get("out_of_memory_splits"):
         times = plural(splits, "time")
         yield f"Memory ran out {times} and batches were cut in halves: a lower `--token-budget` avoids it."

@@ -1,4 +1,4 @@
-"""Sections about the results of a run; each is None if the document has no data for it."""
+"""Sections about the results of a run; a section without data is None and is left out."""
 
 from __future__ import annotations
 

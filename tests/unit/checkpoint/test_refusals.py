@@ -111,6 +111,8 @@ KINDS: dict[str, tuple[Files, str]] = {
     "index of a file that is not there": ({**BERT, **index(w="model.safetensors")}, "this shard is missing"),
     "pointer for weights": (of("BertForSequenceClassification", {"model.safetensors": POINTER}), "pointer of Git LFS"),
     "pointer for a tokenizer": (of("BertForSequenceClassification", {"tokenizer.json": POINTER}), "pointer of Git LFS"),
+    "pointer for weights that are not read": (
+        of("LlamaForCausalLM", {"flax_model.msgpack": POINTER, "model.onnx": POINTER}), "LlamaForCausalLM"),
     # adapters
     "adapter": ({"adapter_config.json": {"peft_type": "LORA"}, "adapter_model.safetensors": WEIGHTS},
                 "a LoRA adapter .*without a model: merge it first"),

@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rerank_cli.machine.cpu import Cpu
-from rerank_cli.machine.detect import Machine, torch_warnings
-from rerank_cli.machine.gpu import Gpu
-from rerank_cli.machine.torch_build import TorchBuild, detect_torch_build, read_torch_build
+from rerank_cli.machine.torch_build import TorchBuild, detect_torch_build, read_torch_build, torch_warnings
 
 # torch/version.py as the builds write it: wheels since 2.0, 1.13, conda-forge, ROCm, XPU.
 CPU = """from typing import Optional
@@ -89,11 +86,6 @@ def test_the_answer_is_the_one_that_torch_itself_gives() -> None:
     assert (build.accelerator == "cuda") == (torch.version.cuda is not None)
 
 
-def machine(build: TorchBuild | None, cuda: str | None = "13.0", *, gpus: int = 1) -> Machine:
-    shown = tuple(Gpu(index=index, cuda_index=index) for index in range(gpus))
-    return Machine(cpu=Cpu("x", 1, frozenset()), gpus=shown, cuda=cuda, torch=build)
-
-
 @pytest.mark.parametrize(
     ("build", "cuda", "wanted"),
     [
@@ -108,21 +100,19 @@ def machine(build: TorchBuild | None, cuda: str | None = "13.0", *, gpus: int = 
 def test_a_torch_that_cannot_use_the_gpu_is_named_with_the_remedy(
     build: TorchBuild | None, cuda: str | None, wanted: tuple[str, ...]
 ) -> None:
-    (warning,) = torch_warnings(machine(build, cuda))
+    (warning,) = torch_warnings(build, cuda)
     assert all(part in warning for part in wanted), warning
 
 
 @pytest.mark.parametrize(
-    "fine",
+    ("build", "cuda"),
     [
-        machine(TorchBuild("2.13.0+cu130", "cuda", "13.0"), "13.0"),
-        machine(TorchBuild("2.13.0+cu132", "cuda", "13.2"), "13.0"),  # minor versions are compatible
-        machine(TorchBuild("2.9.0+cu126", "cuda", "12.6"), "13.0"),
-        machine(TorchBuild("2.9.0", "cuda", None), "13.0"),
-        machine(TorchBuild("2.9.0+cu126", "cuda", "12.6"), None),
-        machine(TorchBuild("2.13.0+cpu", "cpu"), gpus=0),
-        machine(None, gpus=0),
+        (TorchBuild("2.13.0+cu130", "cuda", "13.0"), "13.0"),
+        (TorchBuild("2.13.0+cu132", "cuda", "13.2"), "13.0"),  # minor versions are compatible
+        (TorchBuild("2.9.0+cu126", "cuda", "12.6"), "13.0"),
+        (TorchBuild("2.9.0", "cuda", None), "13.0"),
+        (TorchBuild("2.9.0+cu126", "cuda", "12.6"), None),
     ],
 )
-def test_a_torch_that_can_is_not_mentioned(fine: Machine) -> None:
-    assert torch_warnings(fine) == []
+def test_a_torch_that_can_is_not_mentioned(build: TorchBuild, cuda: str | None) -> None:
+    assert torch_warnings(build, cuda) == []

@@ -196,9 +196,9 @@ def without(*names: str) -> dict[str, Any]:
         "cuda:1 NVIDIA H100, 80.0 GiB",
         "output out.jsonl 391.8 KiB sha256 " + "cd" * 32, "input 1 lists.jsonl 356.7 KiB sha256 " + "12" * 32,
         "selection.top_n 5", "truncate end", "rerank-cli 9.8.7",
-        "17 pairs (<0.1 %) did not fit and were cut to 512 tokens",
-        "6 neighbours in rank order (<0.1 %) have the same score", "1 passage is empty",
-        "5 queries without judgements are left out", "3 results in fp32 were no numbers",
+        "17 pairs (<0.1 %) did not fit and had to be cut to 512 tokens",
+        "6 passages (<0.1 %) with the score of the one before", "1 passage is empty",
+        "5 queries have no judgements: left out", "3 results were no number in fp32",
         "Memory ran out 4 times", "one engine runs",
     ],
 )  # fmt: skip
@@ -276,7 +276,7 @@ def test_a_significant_fall_is_no_success_and_is_warned_about(difference: float,
         ({"counts": {"retiled": 2}}, "2 images were cut in fewer tiles"),
         ({"counts": {"empty_queries": 2}}, "2 queries are empty"),
         ({"evaluation": {"queries": 0}}, "None of the queries has a judgement"),
-        ({"evaluation": {"repeated": 1}}, "1 list of a query that had one before"),
+        ({"evaluation": {"repeated": 1}}, "1 list is not measured: the query had one before"),
     ],
 )
 def test_what_makes_a_result_worth_less_is_told(parts: dict[str, Any], said: str) -> None:

@@ -1,4 +1,4 @@
-"""`rerank-file --evaluate-only`: measures a reranked file. The measures of a run are printed here too."""
+"""Prints the measures of a run (`--qrels`), and of a file that is reranked already (`--evaluate-only`)."""
 
 from __future__ import annotations
 

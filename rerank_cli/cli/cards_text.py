@@ -1,4 +1,4 @@
-"""`profile-select --gpu all`: compares the cards that are known by name."""
+"""Prints the answer of `profile-select --gpu all`: the cards that are known by name, side by side."""
 
 from __future__ import annotations
 
