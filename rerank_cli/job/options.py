@@ -286,10 +286,17 @@ def refuse_idle(options: object, typed: Mapping[str, str], needs: Mapping[str, N
 
 def refuse_store(options: JobOptions) -> None:
     """`UsageError` for a store with an impossible folder or limit."""
-    folder = None if options.store is None else Path(options.store).expanduser()
-    if folder is not None and folder.exists() and not folder.is_dir():
+    if options.store is not None and _is_no_folder(Path(options.store).expanduser()):
         raise UsageError(f"--store {options.store}: not a folder", hint="name a folder, which is made if need be")
     if options.store == "":
         raise UsageError("--store: an empty name", hint="name a folder, which is made if need be")
     if options.store_limit < LEAST_STORE:
         raise UsageError(f"--store-limit {options.store_limit}: at least {LEAST_STORE:,} bytes")
+
+
+def _is_no_folder(path: Path) -> bool:
+    """Whether something else is there; false where that cannot be seen, which is told when the store is opened."""
+    try:
+        return path.exists() and not path.is_dir()
+    except OSError:
+        return False

@@ -8,7 +8,7 @@ links and other spellings are the same path. The following is refused by name:
 * an output in the store of scores, or in the folder of a model under a name that models read;
 * an errors file or a report whose suffix says another format;
 * two outputs in one file, or under names that are the same for the file system;
-* an output or an input in the work folder of the run;
+* an output, an input or the store in the work folder of the run;
 * standard output that is appended to a file that is read (`>> in.jsonl`);
 * a folder that does not exist or cannot be written to, a name that is too long, a pipe without a reader;
 * existing files without `--overwrite`, except the errors file of a run that gave no output. With `--overwrite`, only
@@ -123,7 +123,7 @@ class RunPaths:
             self._refuse_read(kind, path, models)
         self._refuse_inside(folders, store)
         self._refuse_twice()
-        self._refuse_work_folder(read)
+        self._refuse_work_folder(read, store)
         if names.output == STDOUT:
             for identity in _identity_of_stream(sys.stdout):
                 if what := self._read.get(identity):
@@ -236,7 +236,9 @@ class RunPaths:
         if store is None:
             return
         scores = Path(store).expanduser().resolve()
-        there = {identity_of(path) for path in scores.iterdir()} if scores.is_dir() else set()
+        there: set[Identity] = set()
+        with suppress(OSError):  # there is none yet, or it may not be read
+            there = {identity_of(path) for path in scores.iterdir()}
         for path in self._names.files.values():
             if isinstance(path, UrlPath):
                 continue
@@ -256,7 +258,7 @@ class RunPaths:
                 )
             seen[identity] = path
 
-    def _refuse_work_folder(self, read: Mapping[str, Path]) -> None:
+    def _refuse_work_folder(self, read: Mapping[str, Path], store: str | None) -> None:
         if self._work is None:
             return
         works = {path.resolve(): path for path in (self._work, path_of(f"{self._names.output}.job"))}
@@ -266,7 +268,7 @@ class RunPaths:
                     f"{_OPTIONS[kind]} {path}: lies in {works[work]}, the work folder of this run",
                     hint="name another file",
                 )
-        for path in read.values():
+        for path in (*read.values(), *([Path(store).expanduser()] if store else [])):
             if work := next((one for one in works if path.resolve().is_relative_to(one)), None):
                 raise UsageError(f"{path}: is read, and lies in {works[work]}, the work folder of this run")
 

@@ -160,7 +160,15 @@ def library_is_absent(environment: Mapping[str, str], root: Path = Path("/")) ->
     given = environment.get("LD_LIBRARY_PATH")
     listed = [Path(name or ".") for name in re.split("[:;]", given)] if given else []
     folders = [*listed, Path(sys.base_prefix) / "lib", *defaults, *multiarch]
-    return not any((folder / _LIBRARY).exists() for folder in folders)
+    return not any(_is_there(folder / _LIBRARY) for folder in folders)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether the loader would find a file: not in a folder that may not be read."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _dismiss(child: subprocess.Popen[bytes], *, willing: bool) -> int | None:

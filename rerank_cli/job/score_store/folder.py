@@ -25,6 +25,7 @@ from pathlib import Path
 from rerank_cli.job.score_store.database import ForeignError, ScoreStore, is_damaged, why_it_failed
 
 DATABASE = "scores.sqlite3"
+_LOCK_SECONDS, _POLL_SECONDS = 10.0, 0.05
 
 _NETWORKS = re.compile(
     r"nfs\d?|cifs|smb\w*|9p|afs|ceph|gfs2|glusterfs|lustre|ncpfs|ocfs2|gpfs|beegfs|virtiofs|fuse\..*"
@@ -117,10 +118,19 @@ def _set_aside(folder: Path, lock: int) -> str | None:
 
 
 def _hold(lock: int, *, alone: bool) -> None:
+    """Take the lock. To share it, wait while another process renames three files, but not for a program of others."""
     if alone:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    else:
-        fcntl.flock(lock, fcntl.LOCK_SH)  # waits only while another process renames three files
+        return
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise OSError(errno.EAGAIN, "another program holds its file `lock`") from error
+        time.sleep(_POLL_SECONDS)
 
 
 def file_system(folder: Path, mounts: str | None = None) -> tuple[bool, bool]:

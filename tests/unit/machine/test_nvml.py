@@ -595,3 +595,4 @@ def test_variables_of_the_loader_are_looked_into(tmp_path: Path) -> None:
     assert not library_is_absent({"LD_LIBRARY_PATH": f"/nowhere:{tmp_path}"}, tmp_path)
     assert not library_is_absent({"LD_PRELOAD": "/some/other.so"}, tmp_path)
     assert library_is_absent({"LD_LIBRARY_PATH": "/nowhere"}, tmp_path)
+    assert library_is_absent({"LD_LIBRARY_PATH": "x" * 300}, tmp_path)  # as a folder that may not be read: an error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import random
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from rerank_cli.encoding.choices import ImageLimits
+from rerank_cli.errors import UsageError
 from rerank_cli.formats.shapes import FieldNames
 from rerank_cli.job.options import JobOptions, Names
 from rerank_cli.job.run import Outcome, Watcher, run_job
@@ -308,6 +310,32 @@ def test_where_no_store_can_be_a_run_says_so_and_goes_on(tmp_path: Path, monkeyp
     assert "continues without it" in told[0]
     assert stored(done)[1] == 0
     assert done.report["store"]["notes"] == told
+
+
+def test_a_folder_that_cannot_be_seen_ends_no_run(tmp_path: Path) -> None:
+    source = lists(tmp_path / "in.jsonl", count=5)
+    told: list[str] = []
+    done = run(source, tmp_path / "a.jsonl", store=str(tmp_path / ("s" * 300) / "x"), on_note=told.append)
+    assert stored(done)[1] == 0
+    assert "File name too long; this run continues without it" in told[0]
+
+
+def test_a_lock_of_another_program_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = lists(tmp_path / "in.jsonl", count=5)
+    monkeypatch.setattr("rerank_cli.job.score_store.folder._LOCK_SECONDS", 0.1)
+    (tmp_path / "s").mkdir()
+    told: list[str] = []
+    with (tmp_path / "s" / "lock").open("w") as mine:
+        fcntl.flock(mine, fcntl.LOCK_EX)
+        done = run(source, tmp_path / "a.jsonl", store=str(tmp_path / "s"), on_note=told.append)
+    assert stored(done)[1] == 0
+    assert "another program holds its file `lock`; this run continues without it" in told[0]
+
+
+def test_the_work_folder_of_the_run_is_no_store(tmp_path: Path) -> None:
+    source = lists(tmp_path / "in.jsonl", count=5)
+    with pytest.raises(UsageError, match="the work folder of this run"):
+        run(source, tmp_path / "a.jsonl", store=str(tmp_path / "a.jsonl.job"))
 
 
 def test_an_image_is_known_by_its_bytes(tmp_path: Path) -> None:
