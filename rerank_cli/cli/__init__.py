@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
@@ -102,11 +103,7 @@ def _report_failure(error: BaseException, given: Sequence[str]) -> int:
             forget_stdout()
             code = 141
         case OSError():
-            from rerank_cli.journal.room import FULL  # here: most runs need not load it
-
-            # Only standard output is written without a file name.
-            name = error.filename or ("standard output" if error.errno in (*FULL, errno.EFBIG) else None)
-            say_error(OutputError(f"{name}: {error.strerror or error}" if name else error.strerror or str(error)))
+            say_error(_named(error))
             code = OutputError.exit_code
         case Exception():
             say("error: unexpected fault of the program")
@@ -116,6 +113,22 @@ def _report_failure(error: BaseException, given: Sequence[str]) -> int:
         case _:
             raise error
     return code
+
+
+def _named(error: OSError) -> OutputError:
+    """The failure with the name of what it is about."""
+    from rerank_cli.journal.room import FULL  # here: most runs need not load it
+
+    name, reason = error.filename, error.strerror or str(error)
+    if not name and error.errno in (*FULL, errno.EFBIG, errno.EBADF):  # only standard output is written without a name
+        forget_stdout()
+        name = "standard output"
+    if not name:
+        try:
+            Path.cwd()
+        except FileNotFoundError:
+            return OutputError("the current folder does not exist any more", hint="cd to one that does")
+    return OutputError(f"{name}: {reason}" if name else reason)
 
 
 def _say_commands(error: RerankError, given: Sequence[str]) -> None:
@@ -135,6 +148,7 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
 
 def entry_point() -> None:
     """The console script."""
+    _open_closed_streams()
     # Registered before anything else: what is registered first is called last.
     ending = _Ending()
     atexit.register(ending)
@@ -142,6 +156,21 @@ def entry_point() -> None:
     start_signal_watchdog()
     ending.code = main()
     sys.exit(ending.code)
+
+
+def _open_closed_streams() -> None:
+    """Give stdout and stderr a descriptor if the program was started without (`>&-`).
+
+    Otherwise a file that is opened later takes the number, and what a library prints goes into that file. Writing to
+    such a stdout fails; what goes to such a stderr is lost.
+    """
+    for name, number, mode in (("stdout", 1, os.O_RDONLY), ("stderr", 2, os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            found = os.open(os.devnull, mode)
+            if found != number:
+                os.dup2(found, number)
+                os.close(found)
+            setattr(sys, name, os.fdopen(number, "w"))
 
 
 class _Ending:

@@ -81,7 +81,7 @@ def is_list(data_type: pa.DataType) -> bool:
 
 
 def _is_list_view(data_type: pa.DataType) -> bool:
-    return pa.types.is_list_view(data_type) or pa.types.is_large_list_view(data_type)
+    return bool(pa.types.is_list_view(data_type) or pa.types.is_large_list_view(data_type))
 
 
 def list_parts(array: pa.Array) -> tuple[pa.Array, pa.Array]:

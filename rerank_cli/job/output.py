@@ -48,7 +48,7 @@ from rerank_cli.journal import (
 )
 from rerank_cli.records import RowError
 from rerank_cli.report.page import render_report
-from rerank_cli.storage import UrlPath, is_url, path_of
+from rerank_cli.storage import is_url, path_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -208,8 +208,6 @@ class FileDestination:
         self._has_errors = False
         if self._out.is_dir():
             raise OutputError(f"{self._out}: is a folder", hint="name a file in it")
-        if not isinstance(self._out, UrlPath) and self._out.exists() and not self._out.is_file():
-            raise OutputError(f"{self._out}: is not a regular file", hint="`--output -` writes to stdout")
         try:
             self.refuse_existing()
         except OutputError:

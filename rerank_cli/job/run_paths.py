@@ -201,6 +201,8 @@ class RunPaths:
             raise UsageError(f"{_OPTIONS[kind]} {path}: is written as {words}, whatever the suffix says", hint=hint)
         if isinstance(path, UrlPath):
             return
+        if kind == "output" and is_special(path):
+            raise OutputError(f"{path}: is not a regular file", hint="`--output -` writes to stdout")
         if not folder.is_dir():
             raise OutputError(
                 f"{path}: cannot be written: its folder does not exist", hint=f"make the folder `{folder}` first"

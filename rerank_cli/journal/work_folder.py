@@ -356,7 +356,9 @@ class Job:
                         self._log.ask()
                     seal, job = self._seal_of(name), self._log.job if self._log else None
                     place_file(self.path(name), path, self._files, may_replace=may_replace, seal=seal, job=job)
-        for folder in {path.parent for path in names.values() if not isinstance(path, UrlPath)}:
+        # A pipe or a device has no new name, and its folder (/dev/fd) may be none that can be synced.
+        placed = [path for path in names.values() if not isinstance(path, UrlPath) and not is_special(path)]
+        for folder in {path.parent for path in placed}:
             with naming(self.out):
                 self._files.sync_folder(folder)
         self._placed = True

@@ -22,6 +22,7 @@ from rerank_cli.cli.console import command_to_paste, wrapped
 from rerank_cli.cli.declare import GROUPS, Option
 from rerank_cli.errors import EXIT_CODES
 from rerank_cli.job.options import JobOptions, Names
+from tests.conftest import TINY_CHECKPOINT
 
 SCORES = ["score", "rerank-file"]
 SAMPLE = str(Path(__file__).parents[2] / "samples" / "python-docs.jsonl")
@@ -417,3 +418,40 @@ def test_a_long_command_is_pasted_as_one_from_a_narrow_terminal(monkeypatch: pyt
     assert command_to_paste(command, io.StringIO(), head="    ") == f"    {command}"
     quoted = f"{command} --query-field 'two  blanks'"
     assert command_to_paste(quoted, _Terminal(), head="") == quoted
+
+
+def _in_shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """What a line of bash prints and its exit code; $RUN is the program with a small model."""
+    run = f"{shlex.quote(sys.executable)} -m rerank_cli"
+    surroundings = {**os.environ, "RERANK_MODEL": str(TINY_CHECKPOINT), "PYTHONPATH": str(Path(SAMPLE).parents[1])}
+    script = f"RUN={shlex.quote(run)}\n{line}"
+    return subprocess.run(["bash", "-c", script], cwd=folder, env=surroundings, capture_output=True, text=True)
+
+
+def test_a_closed_stdout_is_told_where_something_is_written_to_it(tmp_path: Path) -> None:
+    done = _in_shell("$RUN --version >&-", tmp_path)
+    assert (done.returncode, done.stderr) == (4, "error: standard output: Bad file descriptor\n")
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_a_file_is_written_whatever_streams_are_closed(tmp_path: Path, closed: str) -> None:
+    done = _in_shell(f"$RUN rerank-file {SAMPLE} -o out.jsonl -q --limit 1 {closed}", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_current_folder_that_is_gone_is_told(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    done = _in_shell(f"cd gone; rmdir ../gone; $RUN rerank-file {SAMPLE} -o out.jsonl --limit 1", tmp_path)
+    assert done.returncode == 4
+    assert "error: the current folder does not exist any more" in done.stderr
+
+
+def test_a_report_goes_into_a_pipe_of_the_shell_and_an_output_does_not(tmp_path: Path) -> None:
+    run = f"$RUN rerank-file {SAMPLE} -q --limit 1"
+    done = _in_shell(f"{run} -o out.jsonl --report >(cat > seen); code=$?; wait $!; exit $code", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((tmp_path / "seen").read_text())["output"]["path"] == "out.jsonl"
+    done = _in_shell(f"{run} -o >(cat) --out-format jsonl", tmp_path)
+    assert done.returncode == 4
+    assert re.search(r"error: /dev/fd/\d+: is not a regular file\n", done.stderr)
