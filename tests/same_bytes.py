@@ -322,6 +322,7 @@ def _plain_text(text: str, *, is_page: bool = False) -> str:
         return re.sub(r"[\d.,:+T-]+", "0", text)
     text = re.sub(r"\r[^\n]*", "", text)
     text = re.sub(r"[\d.,]+ (s|min|GiB|MiB|ms|GFLOP/s|pairs/s)\b", r"N \1", text)
+    text = re.sub(r"(about|less than) N (s|min) is left", "N is left", text)
     text = re.sub(r"after [\d,]+ rows \(window \d+\)", "after N rows", text)
     return re.sub(r"\bprocess \d+\b", "process N", text)
 
