@@ -104,6 +104,8 @@ def _files_of_url(path: str, is_data: Callable[[str], bool]) -> list[FoundFile]:
             if not _is_left_out(match, match.rstrip("/").rpartition("/")[2], matches.__contains__)
             for file in (_files_below(match, is_data) if match.endswith("/") else [FoundFile(match)])
         ]
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{path}: cannot be listed: {error.strerror or error}") from error
     if not found:

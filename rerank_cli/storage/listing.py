@@ -11,13 +11,11 @@ from rerank_cli.storage.url import Url, parse_url
 
 
 def is_object(text: str) -> bool:
-    """Whether a URL names an object; true also if the store fails, because reading it then says why."""
+    """Whether a URL names an object. A store that fails is told here: each further call would wait for it again."""
     try:
         first_seen(text)
     except FileNotFoundError:
         return False
-    except OSError:
-        return True
     return True
 
 

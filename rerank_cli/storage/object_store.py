@@ -94,6 +94,10 @@ class ObjectStore:
                 self._store = stores.from_url(self._place, client_options=options, retry_config=retries)
         except self._obstore.exceptions.BaseError as error:
             raise StoreError(f"{self._place}: cannot be opened: {_reason_of(error)}") from error
+        except Exception as error:
+            if self._is_s3 and (reason := _settings_fault(error)):
+                raise UsageError(f"{self._place}: the settings for AWS cannot be used: {reason}") from error
+            raise
 
     def _s3_settings(self) -> dict[str, Any]:
         region = os.environ.get("AWS_REGION") or self._session.get_config_variable("region") or "us-east-1"
@@ -420,6 +424,17 @@ class ObjectStore:
         elif not isinstance(error, (kinds.BaseError, boto.BotoCoreError, boto.ClientError, OSError)):
             lasting = error
         return lasting
+
+
+def _settings_fault(error: Exception) -> str | None:
+    """What botocore says of variables and files in `~/.aws`; None for another error. Some messages may hold secrets."""
+    import botocore.exceptions as boto
+
+    if isinstance(
+        error, (boto.ProfileNotFound, boto.ConfigParseError, boto.ConfigNotFound, boto.PartialCredentialsError)
+    ):
+        return str(error)
+    return type(error).__name__ if isinstance(error, boto.BotoCoreError) else None
 
 
 def _stay_here(context: dict[str, Any], **_: Any) -> None:

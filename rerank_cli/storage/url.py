@@ -17,6 +17,9 @@ SCHEMES = {"s3": "s3", "gs": "gs", "az": "az", "abfs": "az", "abfss": "az", "hf"
 """The schemes that can be opened, each with its kind of store."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_CONTAINER = re.compile(
+    r"\$?[A-Za-z0-9_-][A-Za-z0-9._-]*(@[A-Za-z0-9._-]+)?", re.ASCII
+)  # Azure has `$web`, and abfs:// an account
 _SHOWN = "s3://BUCKET/KEY, gs://BUCKET/KEY, az://CONTAINER/KEY and hf://datasets/USER/NAME/FILE"
 
 
@@ -59,6 +62,8 @@ def parse_url(text: str) -> Url:
     container, key = "/".join(pieces[:parts]), pieces[parts] if len(pieces) > parts else ""
     if len(pieces) < parts or not all(pieces[:parts]):
         raise UsageError(f"{text}: names no {'data set' if scheme == 'hf' else 'bucket'}", hint=f"for example {_SHOWN}")
+    if scheme != "hf" and not _CONTAINER.fullmatch(container):
+        raise UsageError(f"{_without_secrets(text)}: a bucket has no such name", hint=f"for example {_SHOWN}")
     if scheme == "hf" and pieces[0] != "datasets":
         raise UsageError(f"{text}: only data sets of the Hub are opened", hint="hf://datasets/USER/NAME/FILE")
     if key.startswith("/") or "//" in key or any(piece in (".", "..") for piece in key.split("/")):

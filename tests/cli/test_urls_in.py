@@ -18,7 +18,9 @@ from rerank_cli.encoding.images.source import ImageProblem, read_source
 from rerank_cli.errors import InputError
 from rerank_cli.formats.inputs import resolve_inputs
 from rerank_cli.records import ImageSource
+from rerank_cli.storage import listing
 from rerank_cli.storage.opened import forget
+from rerank_cli.storage.store import StoreError
 from tests.stores import KEY_ID, SECRET, Bucket, only_these
 
 SAMPLES = Path(__file__).parents[2] / "samples"
@@ -155,7 +157,7 @@ def test_what_is_not_there_is_said(bucket: Bucket, capfd: pytest.CaptureFixture[
 
 def test_no_such_bucket(bucket: Bucket, capfd: pytest.CaptureFixture[str]) -> None:
     told = _refused(capfd, "rerank-file", "s3://there-is-no-such-bucket/a.jsonl", "-o", "-")
-    assert "s3://there-is-no-such-bucket/a.jsonl" in told
+    assert "error: s3://there-is-no-such-bucket: no such bucket" in told
 
 
 def test_without_credentials_the_usual_places_are_named(
@@ -169,6 +171,42 @@ def test_without_credentials_the_usual_places_are_named(
     (tmp_path / ".aws/credentials").write_text(f"[mine]\naws_access_key_id={KEY_ID}\naws_secret_access_key={SECRET}\n")
     only_these(monkeypatch, {"AWS_ENDPOINT_URL": bucket.endpoint, "AWS_PROFILE": "mine"})
     assert "no such object" in _refused(capfd, "rerank-file", bucket.url("a.jsonl"), "-o", "-")
+
+
+@pytest.mark.parametrize(
+    ("variables", "config", "says"),
+    [
+        ({"AWS_PROFILE": "nobody"}, "", "The config profile (nobody) could not be found"),
+        ({"AWS_ACCESS_KEY_ID": KEY_ID}, "", "missing: AWS_SECRET_ACCESS_KEY"),
+        ({}, "[[[ x\n= =\n", "Unable to parse config file"),
+        ({}, f"[default]\ncredential_process = sh -c 'echo {SECRET} >&2; exit 3'\n", "CredentialRetrievalError"),
+    ],
+)
+def test_settings_of_aws_that_cannot_be_used_are_told(
+    bucket: Bucket, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    variables: dict[str, str], config: str, says: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws/config").write_text(config)
+    only_these(monkeypatch, {"AWS_ENDPOINT_URL": bucket.endpoint, "AWS_EC2_METADATA_DISABLED": "true"} | variables)
+    told = _refused(capfd, "rerank-file", bucket.url("a.jsonl"), "-o", "-")
+    assert f"s3://{bucket.name}: the settings for AWS cannot be used: " in told
+    assert says in told
+    assert SECRET not in told
+
+
+def test_a_store_that_fails_is_asked_once(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def fail(text: str) -> None:
+        asked.append(text)
+        raise StoreError(f"{text}: the store does not answer: timeout")
+
+    monkeypatch.setattr(listing, "first_seen", fail)
+    with pytest.raises(InputError, match=r"^s3://[^ ]*/a\.jsonl: the store does not answer: timeout$"):
+        resolve_inputs([bucket.url("a.jsonl")])
+    assert asked == [bucket.url("a.jsonl")]
 
 
 @pytest.mark.parametrize("flag", ["--template", "--image-root"])

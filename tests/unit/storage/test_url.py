@@ -19,6 +19,7 @@ from rerank_cli.storage.url import parse_url
         ("s3://bucket/a/b.jsonl", ("s3", "bucket", "a/b.jsonl")),
         ("S3://bucket/a b?c#d", ("s3", "bucket", "a b?c#d")),
         ("gs://bucket", ("gs", "bucket", "")),
+        ("az://$web/a", ("az", "$web", "a")),
         ("abfss://box@account.dfs.core.windows.net/a", ("abfss", "box@account.dfs.core.windows.net", "a")),
         ("hf://datasets/USER/NAME@main/data/*.parquet", ("hf", "datasets/USER/NAME@main", "data/*.parquet")),
     ],
@@ -42,6 +43,11 @@ def test_a_local_path_is_no_url(text: str) -> None:
         ("s3:///key", "names no bucket"),
         ("hf://models/USER/NAME/a", "only data sets"),
         ("hf://datasets/USER", "names no data set"),
+        ("s3://my bucket/a", "no such name"),
+        ("s3://${BUCKET}/a", "no such name"),
+        ("s3://localhost:9000/bucket/a", "no such name"),
+        ("s3://bücket/a", "no such name"),
+        ("s3://../a", "no such name"),
         ("s3://bucket/a/../b", r"`\.\.`"),
         ("s3://bucket/a//b", "empty piece"),
         ("s3://bucket/a\nb", "control characters"),
@@ -52,7 +58,9 @@ def test_refused_by_name(text: str, word: str) -> None:
         path_of(text)
 
 
-@pytest.mark.parametrize("text", ["s3://KEY:SECRET@bucket/a", "https://u:SECRET@host/a?sig=SECRET", "s3://SECRET@b/a"])
+@pytest.mark.parametrize(
+    "text", ["s3://KEY:SECRET@bucket/a", "https://u:SECRET@host/a?sig=SECRET", "s3://SECRET@b/a", "abfs://u:SECRET@b/a"]
+)
 def test_credentials_in_a_url_are_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         path_of(text)
