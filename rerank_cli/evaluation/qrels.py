@@ -19,7 +19,7 @@ from typing import Any
 
 from rerank_cli.errors import InputError
 from rerank_cli.formats.compression import open_input
-from rerank_cli.formats.shapes.fields import id_text
+from rerank_cli.formats.shapes.fields import id_text, number_in
 from rerank_cli.storage import shell_name
 
 _QUERY_NAMES = ("query-id", "query_id", "qid", "query", "topic", "topic_id", "topicid")
@@ -28,6 +28,7 @@ _PASSAGE_NAMES = (
 )  # fmt: skip
 _GRADE_NAMES = ("score", "relevance", "rel", "grade", "label", "relevancy")
 _MOST_BYTES_OF_LINE = 2**20  # more than ids and a grade need; a file without line ends is not read whole
+_LARGEST_GRADE = 1_000_000  # the library of the measures takes memory for each grade up to the largest
 _FORM = "a line has `query 0 passage grade`, or below a header `query-id corpus-id score`"
 
 
@@ -44,6 +45,8 @@ def read_qrels(path: str) -> dict[str, dict[str, int]]:
     """Grades by query and passage; an `InputError` names the line and what a line must look like."""
     grades: dict[str, dict[str, int]] = {}
     for number, one in _judgements(path):
+        if one.relevance > _LARGEST_GRADE:
+            raise InputError(f"{path}:{number}: the grade is {one.relevance}, more than {_LARGEST_GRADE:,}", hint=_FORM)
         of_query = grades.setdefault(sys.intern(one.query_id), {})
         if of_query.setdefault(one.doc_id, one.relevance) != one.relevance:
             raise InputError(
@@ -130,8 +133,5 @@ def _parse_object(line: str, where: str) -> Judgement:
 
 
 def _grade(text: str) -> int | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
+    value = number_in(text)
     return int(value) if math.isfinite(value) and value == int(value) else None

@@ -392,3 +392,14 @@ def id_text(value: object) -> str:
         except UnicodeDecodeError:
             return base64.b64encode(value).decode()
     return str(value)
+
+
+def number_in(text: str) -> float:
+    """The number that a text is to every program that reads runs and judgements; NaN if it is none.
+
+    Python alone reads `1_0`, and digits of other scripts.
+    """
+    try:
+        return float(text) if text.isascii() and "_" not in text else math.nan
+    except ValueError:
+        return math.nan

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 from rerank_cli.errors import UsageError
 from rerank_cli.formats.choices import FieldNames, Selection, Texts
 from rerank_cli.formats.shapes.corpus import open_corpus
-from rerank_cli.formats.shapes.fields import id_text, row_error
+from rerank_cli.formats.shapes.fields import id_text, number_in, row_error
 from rerank_cli.formats.shapes.flat import digest_of
 from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, refuse_field_names
 from rerank_cli.formats.text_index import TextFile, open_texts
@@ -56,10 +56,7 @@ def parse_line(row: Row) -> RunLine | RowError:
     if len(columns) != _COLUMNS:
         message = f"a line of a run has 6 columns (query Q0 passage rank score tag), this one has {len(columns)}"
         return row_error(row, "bad-run-line", message, columns[0] if columns else None)
-    try:
-        score = float(columns[4])
-    except ValueError:
-        score = math.nan
+    score = number_in(columns[4])
     if not math.isfinite(score):
         return row_error(row, "bad-run-line", f"its score is `{columns[4]}`, not a number", columns[0])
     return RunLine(columns[0], columns[2], score)

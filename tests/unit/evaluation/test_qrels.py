@@ -41,6 +41,23 @@ def test_judgements_are_read_in_each_of_their_forms(tmp_path: Path, content: byt
     assert read_qrels(str(packed)) == EXPECTED
 
 
+@pytest.mark.parametrize(
+    ("grade", "says"),
+    [
+        ("1_0", "the grade is `1_0`, not a whole number"),
+        ("\u0661", "not a whole number"),
+        ("0.5", "not a whole number"),
+        ("2147483647", "the grade is 2147483647, more than 1,000,000"),
+        ("1e30", "more than 1,000,000"),
+    ],
+)
+def test_a_grade_that_no_measure_takes_is_refused(tmp_path: Path, grade: str, says: str) -> None:
+    path = tmp_path / "qrels"
+    path.write_text(f"11 0 a1 {grade}\n")
+    with pytest.raises(InputError, match=f"qrels:1: .*{says}"):
+        read_qrels(str(path))
+
+
 def test_a_passage_that_is_judged_twice_and_otherwise_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "qrels"
     path.write_bytes(b"11 0 a1 1\n11 0 a1 0\n")

@@ -88,6 +88,8 @@ def test_lines_of_a_query_are_brought_together(trec: Trec) -> None:
         ("q1 Q0 d1 1 high t", "bad-run-line"),
         ("q1 Q0 d1 1 nan t", "bad-run-line"),
         ("q1 Q0 d1 1 inf t", "bad-run-line"),
+        ("q1 Q0 d1 1 1_0 t", "bad-run-line"),
+        ("q1 Q0 d1 1 \u0661 t", "bad-run-line"),
         ("\u00a0", "bad-run-line"),
         ('{"query": "q", "passages": []}', "bad-run-line"),
         ("q9 Q0 d1 1 2 t", "unknown-id"),
