@@ -72,7 +72,7 @@ def no_rows_error(first: RowError, rows: int, shape: Shape | None = None) -> Inp
         rows: How many rows were looked at.
         shape: The shape that was expected.
     """
-    count = "its only row is none" if rows == 1 else f"none of its first {rows} rows is one"
+    count = "its only row cannot be read" if rows == 1 else f"none of its first {rows} rows can be read"
     if isinstance(shape, PairShape) and _has_a_list(first.raw):
         looks = Description("lists of passages", "`score` takes a pair a row; `rerank-cli rerank-file` takes lists")
     elif first.code == "missing-field":  # what was read is a row: its format is right
