@@ -280,14 +280,19 @@ def _read_tokenizer_config(path: Path) -> dict[str, Any]:
 
 
 def _weight_files(path: Path) -> dict[Path, list[str]]:
-    """The safetensors files of a folder, each with the tensors that an index lists for it."""
+    """The safetensors files of a folder, each with the tensors that an index lists for it.
+
+    As in transformers `model.safetensors` comes first: an index beside it may list shards of an earlier state.
+    """
+    standard = path / "model.safetensors"
+    if standard.is_file():
+        return {standard: []}
     indexes = sorted(path.glob("*.safetensors.index.json"))
     if len(indexes) > 1:
         raise ModelError(f"{path}: several weight indexes: {some_names([index.name for index in indexes])}")
     if indexes:
         return _sharded_files(indexes[0])
-    standard = path / "model.safetensors"
-    files = [standard] if standard.is_file() else sorted(path.glob("*.safetensors"))
+    files = sorted(path.glob("*.safetensors"))
     if not files:
         refuse_pickle(path)
     if len(files) > 1:

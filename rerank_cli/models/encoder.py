@@ -158,7 +158,7 @@ class EncoderCrossEncoder:
         self.kernels = f"linear layers: {kind.kernel}{between}; attention: {self._attention}"
         self._amx: AmxLayers | None = None
         self._kind_of_names = family_of(checkpoint.architecture).forward
-        self._padding_id = checkpoint.integer("pad_token_id", 1) if self._kind_of_names == "roberta" else None
+        self._padding_id = _read_padding_id(checkpoint, shape) if self._kind_of_names == "roberta" else None
         with open_weights(checkpoint, dtype=dtype, device=device) as weights:
             self._prefix = prefix_of_names(checkpoint, self._kind_of_names)
             self._names = self._read_names(weights, checkpoint)
@@ -366,6 +366,17 @@ def _read_shape(checkpoint: Checkpoint) -> _Shape:
             f"{where}: {shape.layers} layers, hidden size {shape.hidden}, {shape.heads} heads do not fit together"
         )
     return shape
+
+
+def _read_padding_id(checkpoint: Checkpoint, shape: _Shape) -> int:
+    """The id behind which RoBERTa's positions begin; one that leaves no row of the table is refused."""
+    number = checkpoint.integer("pad_token_id", 1)
+    if not -1 <= number < shape.positions - 1:
+        raise ModelError(
+            f"{checkpoint.config_place}: `pad_token_id` is {number}, and positions that begin behind it are not in a "
+            f"table of {shape.positions} rows"
+        )
+    return number
 
 
 def _roberta_positions(batch: PackedBatch, padding_id: int) -> Tensor:

@@ -45,6 +45,11 @@ class PaddedCrossEncoder:
         config = self._model.config
         if not isinstance(config.pad_token_id, int):
             raise ModelError(f"{checkpoint.path / 'config.json'}: no `pad_token_id`, which a padded batch needs")
+        if config.pad_token_id < 0:
+            raise ModelError(
+                f"{checkpoint.path / 'config.json'}: `pad_token_id` is {config.pad_token_id}, and a padded batch needs "
+                "the id of a token"
+            )
         self._padding_id = config.pad_token_id
         self._score = read_score(checkpoint)
         self._typed = (getattr(config, "type_vocab_size", None) or 0) > 1 and (
@@ -89,6 +94,7 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
             f"{checkpoint.path}: transformers cannot read this config.json: {_first_line(error)}"
         ) from error
     config.num_labels = read_score(checkpoint).labels  # config.json may not have it; the head's rows do
+    config.return_dict = True  # config.json may ask for a tuple, which `forward` does not read
     model_class: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
     if model_class is None or model_class.__name__ != architecture:
         raise ModelError(

@@ -289,6 +289,12 @@ def test_a_shard_outside_the_folder_is_refused(folder, shard):
     assert "shard" in message
 
 
+def test_the_whole_file_comes_before_the_shards_of_an_index(folder):
+    files = {"a.safetensors": one_tensor("a"), "model.safetensors": one_tensor("whole")}
+    checkpoint = read_checkpoint(sharded(folder, {"a": "a.safetensors"}, files))
+    assert sorted(checkpoint.tensors) == ["whole"]
+
+
 def test_two_indexes_are_refused(folder):
     sharded(folder, {"a": "a.safetensors"}, {})
     (folder / "fp16.safetensors.index.json").write_text("{}")

@@ -136,6 +136,12 @@ def test_token_types_act_in_bert_and_not_in_roberta(tiny, family, acts):
     assert (abs(one - other) > 1e-3) is acts
 
 
+@pytest.mark.parametrize("padding_id", [-2, 511, 99_999])
+def test_a_padding_id_that_leaves_robertas_positions_no_row_is_refused(tiny, padding_id):
+    message = refusal(tiny("xlmr", config={"pad_token_id": padding_id, "max_position_embeddings": 512}))
+    assert f"`pad_token_id` is {padding_id}, and positions that begin behind it are not in a table of 512" in message
+
+
 @pytest.mark.parametrize("padding_id", [1, 0, 7])
 def test_roberta_counts_positions_behind_the_padding_id_and_not_the_padding(padding_id):
     texts = [[5, padding_id, 6, padding_id, padding_id, 8], [padding_id], [9, 9], [padding_id, 9]]

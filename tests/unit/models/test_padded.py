@@ -100,6 +100,18 @@ def test_a_model_without_a_padding_id_is_refused(tiny):
     assert refusal(path).message == f"{path / 'config.json'}: no `pad_token_id`, which a padded batch needs"
 
 
+def test_a_padding_id_below_zero_is_refused(tiny):
+    path = tiny("deberta", config={"pad_token_id": -1})
+    assert refusal(path).message == (
+        f"{path / 'config.json'}: `pad_token_id` is -1, and a padded batch needs the id of a token"
+    )
+
+
+def test_a_config_that_asks_for_tuples_changes_nothing(tiny):
+    logits = load(tiny("deberta", config={"return_dict": False})).forward(PAIRS)
+    assert torch.equal(logits, load(tiny("deberta")).forward(PAIRS))
+
+
 def test_a_packed_family_has_the_same_logits_padded(tiny):
     from rerank_cli.models.encoder import EncoderCrossEncoder
 
