@@ -2,7 +2,8 @@
 
 The fallback for architectures without a packed module. The class is looked up by the `architectures` entry among
 transformers' sequence classifiers; code that lies in the checkpoint is never imported. Batches are padded to their
-longest pair, so pairs of like length should stand together, which the engine's order gives.
+longest pair, so pairs of like length should stand together, which the engine's order gives. Where the padding would
+change a logit, only pairs of one length share a forward pass.
 """
 
 from __future__ import annotations
@@ -24,6 +25,13 @@ from rerank_cli.errors import ModelError
 from rerank_cli.machine.this_process import give_back_large_blocks
 from rerank_cli.models.transfer import transfer_for
 from rerank_cli.records import EncodedPair
+
+# Their layers read the padding whatever the mask says (a convolution, a Fourier transform, tokens joined in groups, the
+# last token of a row): a test compares a padded pair with the pair alone.
+_READ_PADDING = frozenset(
+    f"{kind}ForSequenceClassification"
+    for kind in ("Canine", "ConvBert", "FNet", "Funnel", "MobileBert", "Nystromformer", "XLNet", "Yoso")
+)
 
 
 class PaddedCrossEncoder:
@@ -51,6 +59,7 @@ class PaddedCrossEncoder:
                 "the id of a token"
             )
         self._padding_id = config.pad_token_id
+        self._reads_padding = checkpoint.architecture in _READ_PADDING
         self._score = read_score(checkpoint)
         self._typed = (getattr(config, "type_vocab_size", None) or 0) > 1 and (
             "token_type_ids" in inspect.signature(self._model.forward).parameters
@@ -58,6 +67,17 @@ class PaddedCrossEncoder:
 
     def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """Logits of a batch, float32 [len(pairs)], on the model's device."""
+        if not self._reads_padding:
+            return self._of_padded(pairs)
+        by_length: dict[int, list[int]] = {}
+        for number, pair in enumerate(pairs):
+            by_length.setdefault(len(pair.input_ids), []).append(number)
+        logits = torch.empty(len(pairs), device=self._device)
+        for numbers in by_length.values():
+            logits[numbers] = self._of_padded([pairs[number] for number in numbers])
+        return logits
+
+    def _of_padded(self, pairs: Sequence[EncodedPair]) -> Tensor:
         longest = max(len(pair.input_ids) for pair in pairs)
         ids = np.full((len(pairs), longest), self._padding_id, dtype=np.int64)
         mask = np.zeros_like(ids)

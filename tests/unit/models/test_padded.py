@@ -31,6 +31,7 @@ def pair(*ids: int, second: int = 3) -> EncodedPair:
     return EncodedPair(input_ids=np.array(ids, dtype=np.int32), second_start=second, tokens=len(ids))
 
 
+UNTYPED = [pair(*range(5, 5 + length), second=length) for length in (9, 5, 9, 7)]
 PAIRS = [pair(2, 30, 3, 40, 41, 42, 3), pair(2, 30, 3, 44, 3), pair(2, 3, 50, 3, second=2)]
 
 
@@ -45,6 +46,33 @@ def test_padding_changes_nothing(tiny):
     model = load(tiny("deberta"))
     alone = torch.cat([model.forward([one]) for one in PAIRS])
     assert torch.allclose(model.forward(PAIRS), alone, atol=1e-6)
+
+
+SIZES = {
+    "vocab_size": 60, "hidden_size": 16, "d_model": 16, "embedding_size": 16, "num_attention_heads": 2, "n_head": 2,
+    "intermediate_size": 32, "d_inner": 32, "pad_token_id": 0, "num_labels": 1, "initializer_range": 0.5,
+}  # fmt: skip
+READ_PADDING = ["canine", "convbert", "fnet", "funnel", "mobilebert", "nystromformer", "xlnet", "yoso"]
+
+
+@pytest.mark.parametrize("model_type", READ_PADDING)
+def test_a_layer_that_reads_the_padding_is_given_none(tiny, model_type):
+    transformers = pytest.importorskip("transformers")
+    path = tiny("bert")
+    known = transformers.AutoConfig.for_model(model_type).to_dict()
+    layers = {"funnel": {"block_sizes": [2, 2, 2]}, "xlnet": {"n_layer": 2}}.get(model_type, {"num_hidden_layers": 2})
+    chosen = {key: value for key, value in SIZES.items() if key in known or key == "num_labels"}
+    config = transformers.AutoConfig.for_model(model_type, **chosen, **layers)
+    torch.manual_seed(1)
+    reference = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    with torch.no_grad():
+        for weight in reference.parameters():
+            weight.normal_(0, 0.2)
+    reference.save_pretrained(path)
+    with torch.inference_mode():
+        alone = [reference(input_ids=torch.from_numpy(one.input_ids)[None].long()).logits for one in UNTYPED]
+        logits = load(path).forward(UNTYPED)
+    assert torch.allclose(logits, torch.cat(alone)[:, 0], atol=1e-5)
 
 
 def test_it_tells_which_kernels_it_runs_on(tiny):
