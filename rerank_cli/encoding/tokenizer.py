@@ -42,6 +42,7 @@ _ENCODED_CHARACTERS = 2**20  # at a time: their encodings take 65 MB for English
 _TRUNCATION = re.compile(rb'"truncation"\s*:\s*(\{[^{}]*\})')  # a vocabulary of 17 MB is not parsed for it
 # Of a Mistral: a smaller vocabulary is never changed, and this is a part of no other pattern.
 _LARGE_VOCABULARY = 100_000
+_ADDED = re.compile(r'"added_tokens"\s*:\s*\[')
 _PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"(?!")')
 _SPLIT_OF_MISTRAL = rb"?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+|"
 _CONTROL = re.compile(r"<\|.*\|>")
@@ -94,6 +95,7 @@ def load_tokenizer(checkpoint: Checkpoint, special_tokens: SpecialTokens = "neut
     if name == "LlamaTokenizer" and b'"ByteLevel"' in checkpoint.tokenizer_file.read_bytes():
         name = None
     if name in RULES and is_model_of(name, tokenizer, checkpoint):
+        _check_ids(tokenizer, checkpoint, name)
         _check_list(tokenizer, checkpoint, name)
         try:
             RULES[name](tokenizer, checkpoint.tokenizer_config)
@@ -338,6 +340,25 @@ def _as_added(value: Any, where: str) -> AddedToken:
     if not isinstance(flags.get("content"), str):
         raise ModelError(f"{where} must be a token: {value!r}")
     return AddedToken(flags["content"], special=True, **{flag: bool(flags.get(flag)) for flag in _TOKEN_FLAGS})
+
+
+def _check_ids(tokenizer: Tokenizer, checkpoint: Checkpoint, name: str) -> None:
+    """Refuse added tokens whose ids in tokenizer.json are not those that they get in their order there.
+
+    The library numbers them by their order; a class adds them in the order of their ids.
+    """
+    found = _ADDED.search(checkpoint.tokenizer_file.read_text(encoding="utf-8"))
+    # From the bracket on, so that a vocabulary of 17 MB is not parsed.
+    listed = json.JSONDecoder().raw_decode(found.string, found.end() - 1)[0] if found else []
+    for token in listed:
+        number = tokenizer.token_to_id(token["content"])
+        if number != token["id"]:
+            raise ModelError(
+                f"{checkpoint.tokenizer_file}: the added token `{token['content']}` has the id {token['id']}, and its "
+                f"place in the list makes it {number}",
+                hint=f"a {name} goes by the ids, and programs that read the file alone by the order: save the "
+                "tokenizer again",
+            )
 
 
 def _check_list(tokenizer: Tokenizer, checkpoint: Checkpoint, name: str) -> None:

@@ -505,3 +505,16 @@ def test_a_mistral_whose_pattern_transformers_would_mend_is_refused(tmp_path, ki
     else:
         loaded = load_tokenizer(read_checkpoint(folder)).encode("HelloWorld fooBar 123").ids
         assert loaded == AutoTokenizer.from_pretrained(folder)("HelloWorld fooBar 123")["input_ids"]
+
+
+def test_added_tokens_out_of_the_order_of_their_ids_are_refused_where_a_class_goes_by_the_ids(tmp_path):
+    shutil.copytree(PARITY / "qwen3-st-open" / "checkpoint", tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "tokenizer.json"
+    state = json.loads(file.read_text(encoding="utf-8"))
+    state["added_tokens"].reverse()
+    file.write_text(json.dumps(state), encoding="utf-8")
+    with pytest.raises(ModelError) as caught:
+        load_tokenizer(read_checkpoint(tmp_path))
+    assert caught.value.message == (
+        f"{file}: the added token `</think>` has the id 624, and its place in the list makes it 620"
+    )
