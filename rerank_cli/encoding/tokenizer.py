@@ -364,9 +364,10 @@ def _check_ids(tokenizer: Tokenizer, checkpoint: Checkpoint, name: str) -> None:
 def _check_list(tokenizer: Tokenizer, checkpoint: Checkpoint, name: str) -> None:
     """Refuse an `added_tokens_decoder` that differs from tokenizer.json: a class is made from it alone."""
     decoder = checkpoint.tokenizer_config.get("added_tokens_decoder")
-    if decoder is None:
-        return
     declared = {token.content: (key, token) for key, token, _ in _declared_tokens(checkpoint)}
+    if decoder is None:
+        _check_named(tokenizer, checkpoint, declared)
+        return
     for token in tokenizer.get_added_tokens_decoder().values():
         key, other = declared.get(token.content, ("", None))
         as_here = key != "added_tokens_decoder" or all(getattr(other, flag) == getattr(token, flag) for flag in _SIDES)
@@ -375,6 +376,26 @@ def _check_list(tokenizer: Tokenizer, checkpoint: Checkpoint, name: str) -> None
             raise ModelError(
                 f"{checkpoint.path / 'tokenizer_config.json'}: `added_tokens_decoder` {said} `{token.content}`, which "
                 f"{checkpoint.tokenizer_file.name} adds, and a {name} is made from it",
+                hint="save the tokenizer again with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`",
+            )
+
+
+def _check_named(tokenizer: Tokenizer, checkpoint: Checkpoint, declared: Mapping[str, tuple[str, AddedToken]]) -> None:
+    """Refuse a special token that takes other blanks with it than in tokenizer.json, where a class adds it anew.
+
+    That is so for one that is no piece of the vocabulary. The mask's blanks are the class's own, and no text has it.
+    """
+    pieces = tokenizer.get_vocab_size(with_added_tokens=False)
+    for number, token in tokenizer.get_added_tokens_decoder().items():
+        key, other = declared.get(token.content, ("", token))
+        if (
+            number >= pieces
+            and key != "mask_token"
+            and any(getattr(other, flag) != getattr(token, flag) for flag in _SIDES)
+        ):
+            raise ModelError(
+                f"{checkpoint.path / 'tokenizer_config.json'}: `{key}` has other blanks around `{token.content}` than "
+                f"{checkpoint.tokenizer_file.name}",
                 hint="save the tokenizer again with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`",
             )
 

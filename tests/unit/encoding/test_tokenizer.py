@@ -518,3 +518,17 @@ def test_added_tokens_out_of_the_order_of_their_ids_are_refused_where_a_class_go
     assert caught.value.message == (
         f"{file}: the added token `</think>` has the id 624, and its place in the list makes it 620"
     )
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
+def test_a_named_token_with_other_blanks_than_in_the_file_is_refused_where_a_class_adds_it(tmp_path, flag):
+    shutil.copytree(PARITY / "qwen3-st-open" / "checkpoint", tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "tokenizer.json"
+    state = json.loads(file.read_text(encoding="utf-8"))
+    for token in state["added_tokens"]:
+        token[flag] = token["content"] == "<|im_end|>"
+    file.write_text(json.dumps(state), encoding="utf-8")
+    with pytest.raises(ModelError) as caught:
+        load_tokenizer(read_checkpoint(tmp_path))
+    where = tmp_path / "tokenizer_config.json"
+    assert caught.value.message == f"{where}: `eos_token` has other blanks around `<|im_end|>` than tokenizer.json"
