@@ -2,7 +2,7 @@
 
 The fallback for architectures without a packed module. The class is looked up by the `architectures` entry among
 transformers' sequence classifiers; code that lies in the checkpoint is never imported. Batches are padded to their
-longest pair, so pairs of like length should stand together, which the engine's order gives. Where the padding would
+longest pair, so pairs of like length should stand together, which the engine's order gives. Where the padding may
 change a logit, only pairs of one length share a forward pass.
 """
 
@@ -26,12 +26,20 @@ from rerank_cli.machine.this_process import give_back_large_blocks
 from rerank_cli.models.transfer import transfer_for
 from rerank_cli.records import EncodedPair
 
-# Their layers read the padding whatever the mask says (a convolution, a Fourier transform, tokens joined in groups, the
-# last token of a row): a test compares a padded pair with the pair alone.
-_READ_PADDING = frozenset(
-    f"{kind}ForSequenceClassification"
-    for kind in ("Canine", "ConvBert", "FNet", "Funnel", "MobileBert", "Nystromformer", "XLNet", "Yoso")
-)
+_KINDS = """
+    Albert Arcee AXK2 Bart Bert BigBird BigBirdPegasus BioGpt Bloom Camembert CTRL Data2VecText Deberta
+    DebertaV2 DeepseekV2 DiffLlama DistilBert Doge Electra Ernie Esm Esmc EuroBert Exaone4 Falcon Flaubert Gemma
+    Gemma2 Gemma3Text Glm Glm4 GPT2 GPTBigCode GPTNeoX GptOss Gte Helium HunYuanDenseV1 HunYuanMoEV1 IBert Jamba
+    JetMoe JinaEmbeddingsV3 LayoutLM Llama Longformer MarkupLM MBart MegatronBert MiniCPM3 MiniMax Ministral
+    Ministral3 Mistral Mixtral ModernBert ModernBertDecoder MPNet Mpt Mra MT5 Mvp Nemotron NomicBert Olmo Olmo2
+    Olmo3 OpenAIGPT OPT Persimmon Phi Phi3 Phimoe PLBart Qwen2 Qwen2Moe Qwen3 Qwen3_5Text Qwen3Next RemBert
+    Roberta RobertaPreLayerNorm RoCBert RoFormer SeedOss SmolLM3 SqueezeBert StableLm Starcoder2 Tapas Ultrabert
+    UMT5 XLM XLMRoberta XLMRobertaXL
+"""
+IGNORE_PADDING = frozenset(_KINDS.split())
+"""The kinds for which a padded pair was measured to have the logit of the pair alone (transformers 5.24, tiny random
+models; `tests/unit/models/test_padded.py`). Others read the padding whatever the mask says (a convolution, a Fourier
+transform, tokens joined in groups), or were not measured."""
 
 
 class PaddedCrossEncoder:
@@ -59,7 +67,7 @@ class PaddedCrossEncoder:
                 "the id of a token"
             )
         self._padding_id = config.pad_token_id
-        self._reads_padding = checkpoint.architecture in _READ_PADDING
+        self._reads_padding = checkpoint.architecture.removesuffix("ForSequenceClassification") not in IGNORE_PADDING
         self._score = read_score(checkpoint)
         self._typed = (getattr(config, "type_vocab_size", None) or 0) > 1 and (
             "token_type_ids" in inspect.signature(self._model.forward).parameters
