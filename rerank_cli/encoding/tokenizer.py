@@ -30,21 +30,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer, normalizers, processors
-from tokenizers.models import Unigram
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding.choices import SpecialTokens
 from rerank_cli.encoding.normaliser_growth import normalizers_in, refuse_exploding
 from rerank_cli.encoding.tokenizer_classes import RULES, is_model_of, token_of, tokenizer_class
+from rerank_cli.encoding.tokenizer_refusals import (
+    refuse_failing_pair,
+    refuse_ids_beyond_model,
+    refuse_ids_out_of_order,
+    refuse_merges_without_prefix,
+    refuse_split_of_mistral,
+)
 from rerank_cli.errors import ModelError
 
 _ENCODED_CHARACTERS = 2**20  # at a time: their encodings take 65 MB for English, 500 MB for CJK (tokenizers 0.23)
 _TRUNCATION = re.compile(rb'"truncation"\s*:\s*(\{[^{}]*\})')  # a vocabulary of 17 MB is not parsed for it
-# Of a Mistral: a smaller vocabulary is never changed, and this is a part of no other pattern.
-_LARGE_VOCABULARY = 100_000
-_ADDED = re.compile(r'"added_tokens"\s*:\s*\[')
-_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"(?!")')
-_SPLIT_OF_MISTRAL = rb"?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+|"
 _CONTROL = re.compile(r"<\|.*\|>")
 # Classes whose models have no token types, or do not get them.
 _WITHOUT_TYPES = {
@@ -68,7 +69,7 @@ def _open_file(checkpoint: Checkpoint, special_tokens: SpecialTokens) -> Tokeniz
     try:
         data = checkpoint.tokenizer_file.read_bytes()
         refuse_exploding(normalizers_in(data), checkpoint)  # opening the file normalises its added tokens
-        _check_merges(data, checkpoint)
+        refuse_merges_without_prefix(data, checkpoint)
         tokenizer = Tokenizer.from_buffer(data)
     except ModelError:
         raise
@@ -76,7 +77,7 @@ def _open_file(checkpoint: Checkpoint, special_tokens: SpecialTokens) -> Tokeniz
         if not isinstance(error, Exception) and not is_panic(error):
             raise
         raise ModelError(f"{checkpoint.tokenizer_file}: not a tokenizer: {error}") from error
-    _check_vocabulary(tokenizer, checkpoint, special_tokens)
+    refuse_ids_beyond_model(tokenizer, checkpoint, special_tokens)
     return tokenizer
 
 
@@ -88,14 +89,14 @@ def load_tokenizer(checkpoint: Checkpoint, special_tokens: SpecialTokens = "neut
             "tokens are read as text is not known"
         )
     tokenizer = _open_file(checkpoint, special_tokens)
-    _check_split(tokenizer, checkpoint)
+    refuse_split_of_mistral(tokenizer, checkpoint)
     _add_declared(tokenizer, checkpoint)
     name = tokenizer_class(checkpoint)
     # As in transformers: a LlamaTokenizer of bytes is that of Llama 3, whose file is right.
     if name == "LlamaTokenizer" and b'"ByteLevel"' in checkpoint.tokenizer_file.read_bytes():
         name = None
     if name in RULES and is_model_of(name, tokenizer, checkpoint):
-        _check_ids(tokenizer, checkpoint, name)
+        refuse_ids_out_of_order(tokenizer, checkpoint, name)
         _check_list(tokenizer, checkpoint, name)
         try:
             RULES[name](tokenizer, checkpoint.tokenizer_config)
@@ -105,7 +106,7 @@ def load_tokenizer(checkpoint: Checkpoint, special_tokens: SpecialTokens = "neut
         template, tokenizer = tokenizer.post_processor, _backend_of_transformers(checkpoint)
         if name not in RULES and template is not None:
             _keep_template(tokenizer, template, name, checkpoint)
-    _check_pair(tokenizer, checkpoint)
+    refuse_failing_pair(tokenizer, checkpoint)
     # Some published files carry the padding and truncation of the machine that saved them.
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -213,87 +214,6 @@ def without_special_pieces(tokenizer: Tokenizer) -> Tokenizer:
     return copy
 
 
-def _check_split(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
-    """Refuse a Mistral whose words transformers splits by another pattern than tokenizer.json says.
-
-    It does so for `fix_mistral_regex` in tokenizer_config.json. A tokenizer that it saved then has the pattern itself.
-    """
-    of_mistral = checkpoint.config.get("model_type") in (None, "mistral")
-    if not checkpoint.tokenizer_config.get("fix_mistral_regex") or not of_mistral:
-        return
-    is_large = tokenizer.get_vocab_size() > _LARGE_VOCABULARY
-    if is_large and _SPLIT_OF_MISTRAL not in checkpoint.tokenizer_file.read_bytes():
-        raise ModelError(
-            f"{checkpoint.path / 'tokenizer_config.json'}: `fix_mistral_regex`: {checkpoint.tokenizer_file.name} has "
-            "the pattern before the fix",
-            hint="save the tokenizer again with `AutoTokenizer.from_pretrained(..., fix_mistral_regex=True)`",
-        )
-
-
-def _check_merges(data: bytes, checkpoint: Checkpoint) -> None:
-    """Refuse merges whose second part lacks the prefix of such parts.
-
-    The library cuts off as many characters without looking: it makes another token, or panics.
-    """
-    if b'"merges"' not in data or not _PREFIX.search(data):
-        return
-    model = json.loads(data)["model"]
-    prefix = model.get("continuing_subword_prefix") or ""
-    for merge in model.get("merges") or ():
-        second = merge.split(" ")[-1] if isinstance(merge, str) else merge[-1]
-        if not second.startswith(prefix):
-            raise ModelError(
-                f"{checkpoint.tokenizer_file}: `continuing_subword_prefix` is `{prefix}`, and the merge {merge!r} has "
-                "a second part without it"
-            )
-
-
-def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint, special_tokens: SpecialTokens) -> None:
-    """Refuse a tokenizer with ids beyond the model's table: they would have no embedding."""
-    rows, pieces = checkpoint.config.get("vocab_size"), tokenizer.get_vocab_size(with_added_tokens=False)
-    other_model = "tokenizer and weights are of different models"
-    if isinstance(rows, int) and pieces > rows:
-        raise ModelError(
-            f"{checkpoint.tokenizer_file}: {pieces} tokens, but the model's `vocab_size` is {rows}", hint=other_model
-        )
-    # A Unigram numbers its pieces itself, and listing a large one takes 0.1 s.
-    if isinstance(rows, int) and not isinstance(tokenizer.model, Unigram):
-        piece, highest = max(
-            tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda one: one[1], default=("", -1)
-        )
-        if highest >= rows:
-            raise ModelError(
-                f"{checkpoint.tokenizer_file}: the token `{piece}` has the id {highest}, and the model's "
-                f"`vocab_size` is {rows}",
-                hint=other_model,
-            )
-    for number, token in tokenizer.get_added_tokens_decoder().items():
-        # A special one, mostly for padding, never comes out of a text that is taken as it is.
-        comes_out = not token.special or special_tokens == "allow"
-        if isinstance(rows, int) and number >= rows and comes_out:
-            raise ModelError(
-                f"{checkpoint.tokenizer_file}: the added token `{token.content}` has the id {number}, and the model's "
-                f"`vocab_size` is {rows}",
-                hint="the weights are of a model before that token was added",
-            )
-
-
-def _check_pair(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
-    """Refuse a tokenizer that fails on a pair, or that puts a token around it that the model has no embedding of."""
-    try:
-        found = tokenizer.encode("a", "\U00013000 b")  # no vocabulary has the letter
-    except Exception as error:  # the library has no other kind
-        raise ModelError(f"{checkpoint.path}: this tokenizer fails on a text: {error}") from error
-    rows = checkpoint.config.get("vocab_size")
-    for number, token, text in zip(found.ids, found.tokens, found.sequence_ids, strict=True):
-        if text is None and isinstance(rows, int) and number >= rows:
-            raise ModelError(
-                f"{checkpoint.path}: the token `{token}` around a pair has the id {number}, and the model's "
-                f"`vocab_size` is {rows}",
-                hint="tokenizer and weights are of different models",
-            )
-
-
 def _add_declared(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
     """Add the tokens that other files name or add, as transformers does: it cuts them out of a text.
 
@@ -340,25 +260,6 @@ def _as_added(value: Any, where: str) -> AddedToken:
     if not isinstance(flags.get("content"), str):
         raise ModelError(f"{where} must be a token: {value!r}")
     return AddedToken(flags["content"], special=True, **{flag: bool(flags.get(flag)) for flag in _TOKEN_FLAGS})
-
-
-def _check_ids(tokenizer: Tokenizer, checkpoint: Checkpoint, name: str) -> None:
-    """Refuse added tokens whose ids in tokenizer.json are not those that they get in their order there.
-
-    The library numbers them by their order; a class adds them in the order of their ids.
-    """
-    found = _ADDED.search(checkpoint.tokenizer_file.read_text(encoding="utf-8"))
-    # From the bracket on, so that a vocabulary of 17 MB is not parsed.
-    listed = json.JSONDecoder().raw_decode(found.string, found.end() - 1)[0] if found else []
-    for token in listed:
-        number = tokenizer.token_to_id(token["content"])
-        if number != token["id"]:
-            raise ModelError(
-                f"{checkpoint.tokenizer_file}: the added token `{token['content']}` has the id {token['id']}, and its "
-                f"place in the list makes it {number}",
-                hint=f"a {name} goes by the ids, and programs that read the file alone by the order: save the "
-                "tokenizer again",
-            )
 
 
 def _check_list(tokenizer: Tokenizer, checkpoint: Checkpoint, name: str) -> None:

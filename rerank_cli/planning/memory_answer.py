@@ -10,6 +10,8 @@ counts both. For the CPU of this machine the answer also has what a run would ne
 The answer is arithmetic (`memory/`) wherever the model is one of ours. Three things need more than arithmetic: the peak
 of a model that transformers runs, a measured forward, and the token lengths of a file. They load torch or a tokenizer,
 so the command hands them in (`MemoryTools`; the real ones are in `engine/memory_tools.py`).
+
+Over 400 lines: the document is made here from its first key to its last note.
 """
 
 from __future__ import annotations

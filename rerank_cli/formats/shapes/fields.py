@@ -14,6 +14,8 @@ documents, title and text (`text_index.py`). Where there is a title, the user is
 A passage may have an image: a path, a `data:` URI, the bytes of a file, or the object of a Hugging Face data set that
 holds path or bytes (`ImagePassage`). No image is opened here. Whether the model reads images is known later; where it
 does not, an image is an error, never ignored.
+
+Over 400 lines: what a name means in a row is decided by these small functions together, for every shape.
 """
 
 from __future__ import annotations

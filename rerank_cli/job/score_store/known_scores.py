@@ -14,6 +14,8 @@ values of its pairs a second time, packed into one entry. Only if there is no su
 A pair that an earlier window is still computing is not computed again: it waits for that window, whose parts are always
 scored first.
 
+Over 400 lines: how pairs and lists are packed stands beside the only code that looks them up.
+
 An int8 model has no keys before it is calibrated. So the first window of a run is not looked up, and the reading thread
 then waits until the engine has that window.
 """
