@@ -66,6 +66,10 @@ class PaddedCrossEncoder:
                 f"{checkpoint.path / 'config.json'}: `pad_token_id` is {config.pad_token_id}, and a padded batch needs "
                 "the id of a token"
             )
+        if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+            raise ModelError(
+                f"{checkpoint.path / 'config.json'}: no `decoder_start_token_id`, which a decoder begins with"
+            )
         self._padding_id = config.pad_token_id
         self._reads_padding = checkpoint.architecture.removesuffix("ForSequenceClassification") not in IGNORE_PADDING
         self._score = read_score(checkpoint)

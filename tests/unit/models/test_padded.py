@@ -168,6 +168,16 @@ def test_a_padding_id_below_zero_is_refused(tiny):
     )
 
 
+def test_a_decoder_without_its_first_token_is_refused(tiny):
+    path = tiny("bert")
+    model = tiny_model("MT5")
+    model.config.decoder_start_token_id = None
+    model.save_pretrained(path)
+    assert refusal(path).message == (
+        f"{path / 'config.json'}: no `decoder_start_token_id`, which a decoder begins with"
+    )
+
+
 def test_a_config_that_asks_for_tuples_changes_nothing(tiny):
     logits = load(tiny("deberta", config={"return_dict": False})).forward(PAIRS)
     assert torch.equal(logits, load(tiny("deberta")).forward(PAIRS))
