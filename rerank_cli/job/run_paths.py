@@ -201,7 +201,7 @@ class RunPaths:
             raise UsageError(f"{_OPTIONS[kind]} {path}: is written as {words}, whatever the suffix says", hint=hint)
         if isinstance(path, UrlPath):
             return
-        if kind == "output" and is_special(path):
+        if kind == "output" and is_special(path) and not path.is_dir():
             raise OutputError(f"{path}: is not a regular file", hint="`--output -` writes to stdout")
         if not folder.is_dir():
             raise OutputError(

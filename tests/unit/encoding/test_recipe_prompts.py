@@ -207,6 +207,7 @@ def test_answers_are_the_tokens_of_their_words(name, words):
 def test_a_tokenizer_without_the_tokens_of_the_prompt_is_refused(tmp_path):
     state = json.loads((FOLDERS["qwen3-reranker"] / "checkpoint" / "tokenizer.json").read_text())
     kept = [token for token in state["added_tokens"] if token["content"] != "<|im_start|>"]
+    kept = [token | {"id": kept[0]["id"] + place} for place, token in enumerate(kept)]
     checkpoint = with_files(tmp_path / "model", "qwen3-reranker", tokenizer={"added_tokens": kept})
     with pytest.raises(ModelError, match=r"tokenizer.json: no token `<\|im_start\|>`"):
         open_encoder(checkpoint, max_tokens=512)
