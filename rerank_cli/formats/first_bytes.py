@@ -9,14 +9,13 @@ from __future__ import annotations
 import codecs
 import json
 import re
-import shlex
 from dataclasses import dataclass
 from typing import Literal
 
 from rerank_cli.errors import InputError
 from rerank_cli.formats.jsonl import BYTE_ORDER_MARK, is_json
 from rerank_cli.formats.shapes.fields import ALIASES
-from rerank_cli.storage import shell_name
+from rerank_cli.storage import local_name, shell_name
 
 HEAD_BYTES = 4096
 """How many bytes of a file are looked at."""
@@ -83,7 +82,7 @@ def recognise_foreign(head: bytes, path: str) -> Description | None:
     file = shell_name(path)
     for magic, words, command in _MAGICS:
         if head.startswith(magic) and _is_meant(magic, head):
-            made = command.format(file=file, name=shlex.split(file)[0]) if command else None
+            made = command.format(file=file, name=local_name(path)) if command else None
             return Description(words, f"`{made}`" if made and " " in made and "save" not in made else made)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         if b"[Content_Types].xml" in head or b"xl/" in head:

@@ -17,7 +17,7 @@ from pathlib import PurePath
 import pyarrow as pa
 
 from rerank_cli.errors import InputError
-from rerank_cli.storage import shell_name
+from rerank_cli.storage import local_name, shell_name
 
 _MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -41,11 +41,10 @@ def check_magic(source: pa.NativeFile, path: str) -> None:
     if head != _MAGIC:
         if packed := next((name for magic, name in _PACKED.items() if source.read_at(8, 0).startswith(magic)), None):
             is_named = PurePath(path).suffix != ".parquet"
-            file = shell_name(path)
-            plain = PurePath(*shlex.split(file)).with_suffix("" if is_named else ".unpacked.parquet")
+            plain = PurePath(local_name(path)).with_suffix("" if is_named else ".unpacked.parquet")
             raise InputError(
                 f"{path}: is compressed with {packed}; a table is read from its end and must be a plain file",
-                hint=f"`{packed} -dc < {file} > {shlex.quote(str(plain))}`",
+                hint=f"`{packed} -dc < {shell_name(path)} > {shlex.quote(str(plain))}`",
             )
         raise InputError(f"{path}: is not a Parquet file", hint="pass `--in-format` if it has another format")
     if tail != _MAGIC:

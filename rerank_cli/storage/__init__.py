@@ -25,10 +25,10 @@ and a URL with credentials in it is refused without being repeated.
 
 from rerank_cli.storage.copies import fetch_model
 from rerank_cli.storage.listing import is_object, matching_objects, objects_below
-from rerank_cli.storage.url import is_url, refuse_url, shell_name
+from rerank_cli.storage.url import is_url, local_name, refuse_url, shell_name
 from rerank_cli.storage.url_path import UrlPath, is_on_hub, path_of
 
 __all__ = [
-    "UrlPath", "fetch_model", "is_object", "is_on_hub", "is_url", "matching_objects", "objects_below", "path_of",
-    "refuse_url", "shell_name",
+    "UrlPath", "fetch_model", "is_object", "is_on_hub", "is_url", "local_name", "matching_objects", "objects_below",
+    "path_of", "refuse_url", "shell_name",
 ]  # fmt: skip

@@ -71,10 +71,16 @@ def parse_url(text: str) -> Url:
     return Url(scheme, container, key)
 
 
+def local_name(file: str) -> str:
+    """The name of a file that a command can open: of a URL its last piece, which is fetched first; of stdin `IN`."""
+    if file == "-":
+        return "IN"
+    return file.rstrip("/").rpartition("/")[2] if is_url(file) else file
+
+
 def shell_name(file: str) -> str:
-    """The name of a file in a command for a shell: of a URL its last piece, which is fetched first; of stdin `IN`."""
-    name = file.rstrip("/").rpartition("/")[2] if is_url(file) else file
-    return "IN" if file == "-" else shlex.quote(name)
+    """`local_name`, quoted for a shell."""
+    return shlex.quote(local_name(file))
 
 
 def refuse_url(what: str, value: object) -> None:
