@@ -201,14 +201,14 @@ class RunPaths:
             raise UsageError(f"{_OPTIONS[kind]} {path}: is written as {words}, whatever the suffix says", hint=hint)
         if isinstance(path, UrlPath):
             return
-        if kind == "output" and is_special(path) and not path.is_dir():
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder", hint="name a file in it")
+        if kind == "output" and is_special(path):
             raise OutputError(f"{path}: is not a regular file", hint="`--output -` writes to stdout")
         if not folder.is_dir():
             raise OutputError(
                 f"{path}: cannot be written: its folder does not exist", hint=f"make the folder `{folder}` first"
             )
-        if kind != "output" and path.is_dir():
-            raise OutputError(f"{path}: is a folder", hint="name a file in it")
         with naming(path):
             _lstat(path.with_name(f"{path.name}{_PART_SUFFIX}"))  # fails if the name is too long
             if not is_special(path):
