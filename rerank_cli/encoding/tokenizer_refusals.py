@@ -62,12 +62,14 @@ def refuse_ids_beyond_model(tokenizer: Tokenizer, checkpoint: Checkpoint, specia
     """Refuse a tokenizer with ids beyond the model's table: they would have no embedding."""
     rows, pieces = checkpoint.config.get("vocab_size"), tokenizer.get_vocab_size(with_added_tokens=False)
     other_model = "tokenizer and weights are of different models"
-    if isinstance(rows, int) and pieces > rows:
+    if not isinstance(rows, int):
+        return
+    if pieces > rows:
         raise ModelError(
             f"{checkpoint.tokenizer_file}: {pieces} tokens, but the model's `vocab_size` is {rows}", hint=other_model
         )
     # A Unigram numbers its pieces itself, and listing a large one takes 0.1 s.
-    if isinstance(rows, int) and not isinstance(tokenizer.model, Unigram):
+    if not isinstance(tokenizer.model, Unigram):
         piece, highest = max(
             tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda one: one[1], default=("", -1)
         )
@@ -80,7 +82,7 @@ def refuse_ids_beyond_model(tokenizer: Tokenizer, checkpoint: Checkpoint, specia
     for number, token in tokenizer.get_added_tokens_decoder().items():
         # A special one, mostly for padding, never comes out of a text that is taken as it is.
         comes_out = not token.special or special_tokens == "allow"
-        if isinstance(rows, int) and number >= rows and comes_out:
+        if number >= rows and comes_out:
             raise ModelError(
                 f"{checkpoint.tokenizer_file}: the added token `{token.content}` has the id {number}, and the model's "
                 f"`vocab_size` is {rows}",

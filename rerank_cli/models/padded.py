@@ -71,7 +71,7 @@ class PaddedCrossEncoder:
                 f"{checkpoint.path / 'config.json'}: no `decoder_start_token_id`, which a decoder begins with"
             )
         self._padding_id = config.pad_token_id
-        self._reads_padding = checkpoint.architecture.removesuffix("ForSequenceClassification") not in IGNORE_PADDING
+        self._may_read_padding = checkpoint.architecture.removesuffix("ForSequenceClassification") not in IGNORE_PADDING
         self._score = read_score(checkpoint)
         self._typed = (getattr(config, "type_vocab_size", None) or 0) > 1 and (
             "token_type_ids" in inspect.signature(self._model.forward).parameters
@@ -79,7 +79,7 @@ class PaddedCrossEncoder:
 
     def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """Logits of a batch, float32 [len(pairs)], on the model's device."""
-        if not self._reads_padding:
+        if not self._may_read_padding:
             return self._of_padded(pairs)
         by_length: dict[int, list[int]] = {}
         for number, pair in enumerate(pairs):

@@ -90,7 +90,11 @@ def test_a_damaged_database_is_set_aside_and_a_new_one_begins(tmp_path: Path) ->
     again.close()
 
 
-def _damage_all_but_the_head(folder: Path) -> None:
+def _leave_damaged(folder: Path) -> None:
+    """Leave a store of 60,000 entries that is damaged behind its head."""
+    store = opened(folder)
+    store.add(entries(60_000))
+    store.close()
     path = folder / DATABASE
     data = bytearray(path.read_bytes())
     data[8192:] = b"\xa5" * (len(data) - 8192)
@@ -98,10 +102,7 @@ def _damage_all_but_the_head(folder: Path) -> None:
 
 
 def test_a_database_that_proves_damaged_while_it_is_used_is_set_aside_for_the_next_run(tmp_path: Path) -> None:
-    store = opened(tmp_path)
-    store.add(entries(60_000))
-    store.close()
-    _damage_all_but_the_head(tmp_path)
+    _leave_damaged(tmp_path)
     told: list[str] = []
     again = opened(tmp_path, on_fault=told.append)
     assert again.find(list(entries(60_000))) == {}
@@ -121,10 +122,7 @@ def test_a_database_that_proves_damaged_while_it_is_used_is_set_aside_for_the_ne
 
 
 def test_of_two_that_use_a_damaged_database_the_last_one_sets_it_aside(tmp_path: Path) -> None:
-    store = opened(tmp_path)
-    store.add(entries(60_000))
-    store.close()
-    _damage_all_but_the_head(tmp_path)
+    _leave_damaged(tmp_path)
     told: list[str] = []
     both = [opened(tmp_path, on_fault=told.append) for _ in range(2)]
     assert both[0].find(list(entries(60_000))) == {}
